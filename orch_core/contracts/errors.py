@@ -8,6 +8,7 @@
     │   └── LoopError           ... about how the script uses the two loops
     ├── ScriptFailed            a worker's script raised; exit 1
     ├── MalformedMessage        a peer or a file speaks nonsense: drop it, say so
+    ├── Unreachable             no coordinator answers, or none leads: try again later
     ├── LeadershipLost          stop leading; somebody else writes the document now
     ├── ViewBroken              leave the view and wait for the next plan; never reaches a script
     └── StrategyError           a sync strategy breaks its rules; exit 1
@@ -36,6 +37,10 @@ class ScriptFailed(OrchError):
 
 class MalformedMessage(OrchError):
     """Bytes from a peer or from a file that are not what they should be."""
+
+
+class Unreachable(OrchError):
+    """No coordinator of the job answers, or none of them leads."""
 
 
 class LeadershipLost(OrchError):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orch_core.contracts.ids import JobName
+from orch_core.contracts.ids import CoordinatorId, JobName
 
 DEFAULT_SHARDS = 12  # divides well among 1, 2, 3, 4, 6 and 12 workers
 DEFAULT_BUCKET_BYTES = 25 * 1024 * 1024
@@ -47,4 +47,26 @@ class JobSpec:
     script: str = ""
     module: bool = False  # `-m MODULE`
     args: tuple[str, ...] = ()
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorAddress:
+    """Where one replica is reached. Both are host:port."""
+
+    id: CoordinatorId
+    address: str  # gRPC: workers, agents, the command line
+    peer_address: str = ""  # the replicas' own traffic
+
+
+@dataclass(frozen=True, slots=True)
+class JobFile:
+    """``job.json`` in the job's folder, mode 0600: how the processes of a job find each other."""
+
+    job: JobName
+    agent_pid: int
+    coordinators: tuple[CoordinatorAddress, ...]
+    token: str
+    spec: JobSpec
+    started_at: float  # Unix time, seconds
     version: int = 1
