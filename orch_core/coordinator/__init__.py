@@ -1,0 +1,1 @@
+"""A process that holds a replica of the document; one of them leads."""
