@@ -1,0 +1,1 @@
+"""The plain mean of all gradients, as a gradient sync strategy for orch."""
