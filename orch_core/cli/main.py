@@ -97,3 +97,7 @@ def _sentence(text: str) -> str:
 def _silence_stdout() -> None:
     """The reader has gone: what is still buffered must not raise again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
