@@ -151,7 +151,7 @@ def summarize(
     wanted = training.epochs * training.samples if training else 0
     through = training is not None and steps >= training.steps
     epochs = 0 if training is None else training.epochs if through else samples // max(1, training.samples)
-    first_at = progress.first_step_at
+    first_at = document.first_step_at
     last_at = next((e.at for e in reversed(document.events) if e.kind == "finished"), ended_at)
     trained_s = last_at - first_at if first_at is not None else 0.0
     return Summary(

@@ -161,6 +161,7 @@ class Document:
     job: JobSpec
     started_at: float  # Unix time, seconds
     status: JobStatus = JobStatus.STARTING
+    first_step_at: float | None = None  # Unix time, seconds: when step 0 was applied first
     wanted: int = 1  # workers
     places: tuple[Place, ...] = ()
     views: tuple[View, ...] = ()
@@ -174,6 +175,7 @@ class Document:
     end_at: int | None = None  # every holder died behind the end: train again, exactly this many steps
     failure: Failure | None = None
     lost_steps: int = 0
+    reached: Step = Step(0)  # the open step, as far as it was known at the last view change
     restarts: int = 0
     leader_changes: int = 0
     term: Term = Term(0)  # of the last writer

@@ -98,8 +98,9 @@ def test_a_full_disk_is_said_once(tmp_path):
 
 def test_the_summary_of_a_finished_job_counts_what_filled_the_last_step():
     finished = Finished(26, "d", "abc", {"loss": float("nan")}, Training(3, 101, 12))
-    done = document(finished=finished, restarts=2, leader_changes=1, events=(Event(120.0, "finished", ""),))
-    told = summarize(SPEC, done, Progress(first_step_at=105.0), JobStatus.FINISHED, 100.0, 130.0)
+    ended = (Event(120.0, "finished", ""),)
+    done = document(finished=finished, restarts=2, leader_changes=1, events=ended, first_step_at=105.0)
+    told = summarize(SPEC, done, Progress(), JobStatus.FINISHED, 100.0, 130.0)
     assert (told.steps, told.epochs, told.samples, told.fill) == (26, 3, 312, 9)
     assert (told.wall_s, told.first_step_s, told.steps_per_s) == (30.0, 5.0, round(25 / 15, 3))
     assert (told.restarts, told.leader_changes, told.seed, told.shards) == (2, 1, 7, 6)

@@ -1,0 +1,1 @@
+"""What a script imports, and the keeper beside it."""
