@@ -47,6 +47,7 @@ from orch_core.protocol.evidence import (
     Heard,
     Observed,
     broken_pairs,
+    doubtful_until,
     hear,
     holds_state,
     is_stale,
@@ -121,7 +122,6 @@ def progress(document: Document, observed: Observed) -> Progress:
     step = Step(ahead.applied + 1) if ahead is not None and ahead.applied is not None else Step(0)
     if document.finished is not None:
         step = Step(document.finished.steps)
-    firsts = [s.first_step_at for s in statuses if s.first_step_at is not None]
     by_worker = {s.worker: s for s in statuses}
     return Progress(
         step=step,
@@ -129,7 +129,7 @@ def progress(document: Document, observed: Observed) -> Progress:
         means=ahead.means if ahead else {},
         samples_per_s=ahead.samples_per_s if ahead else 0.0,
         steps_per_s=ahead.steps_per_s if ahead else 0.0,
-        first_step_at=min(firsts) if firsts else None,
+        first_step_at=document.first_step_at,
         workers=tuple(_worker_progress(p, by_worker.get(p.worker)) for p in document.places),
         training=next((s.training for s in statuses if s.training is not None), None),
     )
@@ -149,6 +149,9 @@ def _take_in(document: Document, observed: Observed, wall: float) -> Document:
         failures += list(_poison(document))
         if failures:
             document = replace(document, failure=min(failures, key=lambda f: f.at))
+    if document.first_step_at is None:
+        firsts = [h.status.first_step_at for h in observed.workers.values() if h.status.first_step_at is not None]
+        document = replace(document, first_step_at=min(firsts, default=None))
     return _recoveries(document, observed)
 
 
@@ -283,19 +286,16 @@ def _finish(document: Document, observed: Observed, wall: float) -> Document:
             "finished",
             f"training ended after {result.steps} steps",
         )
-    running = {r.worker for r, _ in observed.reports() if r.state is not ProcessState.EXITED}
-    if running or not any(True for _ in observed.reports()):
-        return document
-    if document.ended:
-        how = {"interrupted": JobStatus.INTERRUPTED, "stopped": JobStatus.STOPPED}.get(
-            document.stop, JobStatus.FINISHED
-        )
-        return _say(replace(document, status=how), wall, "ended", f"the job is {how}")
-    if document.finished is not None and all(w in document.dead for w in view.workers):
+    if document.finished is not None and not document.ended and all(w in document.dead for w in view.workers):
+        # Nobody holds the end any more; who runs has started too late for it.
         steps = document.finished.steps
         again = replace(document, finished=None, end_at=steps)
         return _say(again, wall, "restart", f"every worker died after the end: trains again, exactly {steps} steps")
-    return document
+    running = {r.worker for r, _ in observed.reports() if r.state is not ProcessState.EXITED}
+    if running or not document.ended or not any(True for _ in observed.reports()):
+        return document
+    how = {"interrupted": JobStatus.INTERRUPTED, "stopped": JobStatus.STOPPED}.get(document.stop, JobStatus.FINISHED)
+    return _say(replace(document, status=how), wall, "ended", f"the job is {how}")
 
 
 def _drifted(document: Document, one: WorkerId, other: WorkerId, step: Step, wall: float) -> Document:
@@ -423,8 +423,11 @@ def _removals(document: Document, view: View, observed: Observed, now: float) ->
             out[worker] = f"{worker} was silent for {SILENCE_S:.0f} s"
             cause = cause or Cause.SILENCE
     keepers -= set(out)
-    pairs = {p for p in broken_pairs(view, observed, out) if not p & kept_silent}
-    for loser, reason in _pair_losers(pairs, view, keepers, observed, now):
+    pairs, judged_at = _ripe({p for p in broken_pairs(view, observed, out) if not p & kept_silent}, observed, now)
+    # Who has spoken in this view without a state has none. Who has not may hold the last one, and stays in a restart.
+    heard_in = {w for w in living if (s := observed.status(w)) and s.view == view.number}
+    may_go = heard_in if restart else set(living)
+    for loser, reason in _pair_losers(pairs, view, keepers, may_go, observed, now):
         out[loser] = reason
         keepers.discard(loser)
         cause = cause or Cause.UNREACHABLE
@@ -435,6 +438,7 @@ def _removals(document: Document, view: View, observed: Observed, now: float) ->
             keepers.discard(worker)
             cause = cause or Cause.LEAVE
     again = min((silent_at(w, observed) for w in living if w not in out and w not in silent), default=None)
+    again = min((t for t in (again, judged_at) if t is not None), default=None)
     if cause is None:
         cause, blameless = _blameless(document, view, observed, now)
         again = min((t for t in (again, blameless) if t is not None), default=None)
@@ -446,8 +450,25 @@ def _death_of(worker: WorkerId, observed: Observed) -> str:
     return f"{worker} {_end_of(found[0]) if found else 'is dead'}"
 
 
+def _ripe(
+    pairs: set[frozenset[WorkerId]], observed: Observed, now: float
+) -> tuple[set[frozenset[WorkerId]], float | None]:
+    """The pairs that can be judged now, and when to look at the others.
+
+    Who has just missed a heartbeat gets the time to become stale or to speak: a judge that was stalled itself hears the
+    accuser's newest word first, and would send the healthy one away.
+    """
+    waits = {w: t for pair in pairs for w in pair if (t := doubtful_until(w, observed, now)) is not None}
+    return {p for p in pairs if not p & waits.keys()}, min(waits.values(), default=None)
+
+
 def _pair_losers(
-    pairs: set[frozenset[WorkerId]], view: View, keepers: set[WorkerId], observed: Observed, now: float
+    pairs: set[frozenset[WorkerId]],
+    view: View,
+    keepers: set[WorkerId],
+    may_go: set[WorkerId],
+    observed: Observed,
+    now: float,
 ) -> Iterable[tuple[WorkerId, str]]:
     """One of each pair that cannot reach each other: the stopped or stale one, then the one in most broken pairs,
     then the shortest membership. One whose loss leaves no keeper stays, and the next in order goes."""
@@ -459,7 +480,7 @@ def _pair_losers(
             involved,
             key=lambda w: (not is_stale(w, observed, now), -sum(w in p for p in pairs), -seniority[w]),
         )
-        loser = next((w for w in order if keepers - {w}), None)
+        loser = next((w for w in order if w in may_go and keepers - {w}), None)
         if loser is None:
             return
         others = sorted({w for p in pairs if loser in p for w in p} - {loser}, key=worker_order)
@@ -497,10 +518,7 @@ def _install(
     fresh: bool,
 ) -> Document:
     number = ViewNumber(document.view.number + 1 if document.view else 1)
-    highest = observed.highest_applied
-    step = max(
-        Step(highest + 1) if highest is not None else Step(0), document.view.at_step if document.view else Step(0)
-    )
+    step = _reached(document, observed)
     workers = tuple(m.worker for m in members)
     origin = workers if number == 1 else () if fresh else document.view.origin if document.view else ()
     view = View(
@@ -513,9 +531,21 @@ def _install(
         fresh=fresh,
         origin=origin,
     )
-    document = replace(document, views=(*document.views, view)[-VIEWS_KEPT:], views_total=document.views_total + 1)
+    document = replace(
+        document,
+        views=(*document.views, view)[-VIEWS_KEPT:],
+        views_total=document.views_total + 1,
+        reached=step,
+    )
     text = f"view {number}: {', '.join(workers)} ({reason})"
     return _say(document, wall, "view", text, view=number, step=step)
+
+
+def _reached(document: Document, observed: Observed) -> Step:
+    """How far training has come, by all that was ever known: a new leader may not have heard of it yet."""
+    members = {*document.formed_members, *(document.view.workers if document.view else ())}
+    applied = [s.applied for w in members if (s := observed.status(w)) and s.applied is not None]
+    return max([document.reached, *(Step(a + 1) for a in applied)])
 
 
 # ---------------------------------------------------------------- 4. formed
@@ -532,17 +562,28 @@ def _form(document: Document, observed: Observed, wall: float) -> Document:
         reported = status is not None and status.opened == view.number
         if not (first or reported or (not view.fresh and worker in document.formed_members)):
             return document
-    lost = 0
+    lost, reached = 0, document.reached
     if view.fresh and not first:
-        begins = (
-            min((s.applied for s in statuses.values() if s and s.applied is not None), default=BEFORE_FIRST_STEP) + 1
-        )
-        lost = max(0, view.at_step - begins)
-    document = replace(document, formed=view.number, formed_members=view.workers, lost_steps=document.lost_steps + lost)
+        begins = min((_begins(s, view) for s in statuses.values() if s is not None), default=Step(0))
+        lost, reached = max(0, reached - begins), begins
+    document = replace(
+        document,
+        formed=view.number,
+        formed_members=view.workers,
+        lost_steps=document.lost_steps + lost,
+        reached=reached,
+    )
     if lost:
         text = f"every worker that held the state is dead: {lost} steps are lost and computed again"
         document = _say(document, wall, "lost", text, view=view.number)
     return _say(document, wall, "formed", f"view {view.number} is formed", view=view.number)
+
+
+def _begins(status: WorkerStatus, view: View) -> Step:
+    """The step with which a member has begun a view; what it has applied since then, if it does not say."""
+    if status.opened == view.number and status.opened_step is not None:
+        return status.opened_step
+    return Step((BEFORE_FIRST_STEP if status.applied is None else status.applied) + 1)
 
 
 # ---------------------------------------------------------------- what follows from the rest
@@ -567,8 +608,9 @@ def _places(document: Document, observed: Observed) -> tuple[Place, ...]:
 def _place(
     place: Place, document: Document, members: tuple[WorkerId, ...], status: WorkerStatus | None, observed: Observed
 ) -> Place:
-    known = (status.host, status.pid, status.address) if status else (place.host, place.pid, place.address)
-    host, pid, address = known
+    found = observed.report(place.worker)
+    host, address = (status.host, status.address) if status else (place.host, place.address)
+    pid = status.pid if status else found[0].pid if found else place.pid
     if place.state is LifeState.GONE:
         return place
     if place.worker in document.dead:

@@ -72,18 +72,29 @@ def moves_at_start(
     """Which shards' state must travel before the open step of a new view."""
     if open_step == 0:
         return ()
+    held = {w: _state_at(p, open_step) for w, p in zip(workers, positions, strict=True)}
     holders: dict[Shard, WorkerId] = {}
-    for worker, position in zip(workers, positions, strict=True):
-        if position.applied is not None and position.applied + 1 == open_step:
-            for shard in position.shard_state:
-                holders.setdefault(shard, worker)
-    held = {w: set(p.shard_state) for w, p in zip(workers, positions, strict=True) if p.applied == open_step - 1}
+    for worker in workers:
+        for shard in held[worker]:
+            holders.setdefault(shard, worker)
     return tuple(
         Move(shard, holders.get(shard), worker)
         for worker, carried in zip(workers, dealt, strict=True)
         for shard in carried
-        if shard not in held.get(worker, ())
+        if shard not in held[worker]
     )
+
+
+def _state_at(position: Position, open_step: Step) -> tuple[Shard, ...]:
+    """The shards whose state a member holds when `open_step` begins.
+
+    Who is a step behind has staged the state of what it computed there, and holds it once it has been fed.
+    """
+    if position.applied is None or position.applied < open_step - 2:
+        return ()
+    if position.applied == open_step - 1:
+        return position.shard_state
+    return tuple(shard for partial in position.partials for shard in partial)
 
 
 def moves_between(workers: Sequence[WorkerId], before: Deal, after: Deal) -> tuple[Move, ...]:

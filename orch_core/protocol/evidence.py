@@ -20,8 +20,11 @@ from orch_core.contracts.ids import AgentId, Step, WorkerId
 from orch_core.contracts.status import AgentStatus, Phase, ProcessReport, ProcessState, WorkerStatus
 
 HEARTBEAT_S = 0.5
+MISSED_S = 1.2 * HEARTBEAT_S
+STALE_S = 2 * HEARTBEAT_S
 SILENCE_S = 2.0
 STALL_S = 30.0
+TICK_S = 0.001  # what is older than a limit is looked at this much later than the limit
 
 S = TypeVar("S", bound=WorkerStatus | AgentStatus)
 
@@ -80,8 +83,7 @@ class Observed:
 
 def silent_at(worker: WorkerId, observed: Observed) -> float:
     """When `worker` counts as silent, if nothing more is heard of it."""
-    heard = observed.workers.get(worker)
-    last = max(heard.at, observed.leading_since) if heard else observed.leading_since
+    last = _last_word(worker, observed)
     found = observed.report(worker)
     if found is not None:
         report, agent = found
@@ -93,11 +95,27 @@ def silent_at(worker: WorkerId, observed: Observed) -> float:
 
 def is_stale(worker: WorkerId, observed: Observed, now: float) -> bool:
     """Its agent reports it as stopped, or its status is older than two heartbeats."""
-    found = observed.report(worker)
-    if found is not None and found[0].state is ProcessState.STOPPED:
-        return True
+    return _is_stopped(worker, observed) or now - _last_word(worker, observed) > STALE_S
+
+
+def doubtful_until(worker: WorkerId, observed: Observed, now: float) -> float | None:
+    """When it will be stale, if it has missed a heartbeat, or a new leader has not heard it yet; else None."""
+    if is_stale(worker, observed, now):
+        return None
+    last = _last_word(worker, observed)
+    if worker in observed.workers and now - last <= MISSED_S:
+        return None
+    return last + STALE_S + TICK_S
+
+
+def _last_word(worker: WorkerId, observed: Observed) -> float:
     heard = observed.workers.get(worker)
-    return heard is None or now - heard.at > 2 * HEARTBEAT_S
+    return max(heard.at, observed.leading_since) if heard else observed.leading_since
+
+
+def _is_stopped(worker: WorkerId, observed: Observed) -> bool:
+    found = observed.report(worker)
+    return found is not None and found[0].state is ProcessState.STOPPED
 
 
 def broken_pairs(view: View, observed: Observed, gone: Iterable[WorkerId]) -> frozenset[frozenset[WorkerId]]:

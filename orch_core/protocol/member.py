@@ -192,6 +192,7 @@ class Member:
 
     view: View | None = None  # the newest one adopted
     opened: ViewNumber | None = None
+    opened_step: Step | None = None  # the step with which `opened` began
     broken: ViewNumber | None = None
     broken_peers: tuple[WorkerId, ...] = ()
     unreachable: tuple[WorkerId, ...] = ()
@@ -203,6 +204,7 @@ class Member:
     _hellos: dict[WorkerId, Hello] = field(default_factory=dict)
     _greeted: set[WorkerId] = field(default_factory=set)
     _early: dict[WorkerId, Hello] = field(default_factory=dict)  # hellos of the view that is being closed for
+    _begins: Step | None = None  # the step with which the open group began
     _formed: ViewNumber = ViewNumber(0)
     _left_out: View | None = None
 
@@ -228,7 +230,7 @@ class Member:
                 return self._break(number, peer)
             case StateHeld(number):
                 if self._state == "open" and self.view is not None and number == self.view.number:
-                    self.opened = number
+                    self.opened, self.opened_step = number, self._begins
                     return [SendStatus()]
                 return []
             case Leave():
@@ -344,11 +346,21 @@ class Member:
         plan = make_plan(view, self.me, positions, self.shards, self.min_workers)
         if plan is None:
             return []  # nobody holds a state: only another view can help
-        self._state, self.deadline = "open", None
+        self._state, self.deadline, self._begins = "open", None, plan.step
         return [OpenGroup(plan)]
 
     def _break(self, number: ViewNumber, peer: WorkerId) -> list[Effect]:
-        if self.view is None or number != self.view.number or self._state not in ("greeting", "open", "broken"):
+        if (
+            self.view is None
+            or number != self.view.number
+            or self._state
+            not in (
+                "closing",  # an early hello came on it
+                "greeting",
+                "open",
+                "broken",
+            )
+        ):
             return []
         first = self._state != "broken"
         if not first and peer in self.broken_peers:
