@@ -54,7 +54,6 @@ from orch_core.worker.setting import Setting
 
 HEARTBEAT_S = 0.5
 LOOK_S = 0.05  # how soon progress of the script is seen and told
-GOODBYE_S = 0.3  # a last status on its way
 OWN_HANDLER_S = 1.0  # for a SIGTERM handler of the script's own
 
 logger = logging.getLogger(__name__)
@@ -85,7 +84,6 @@ class Keeper:
         self._status_due = True
         self._sent_at = float("-inf")
         self._sent_progress: object = None
-        self._leaving_at: float | None = None
         self._leave_due: float | None = None
         self._group: tuple[Plan, Group | None] | None = None
         self._clock = RecoveryClock()
@@ -188,8 +186,6 @@ class Keeper:
         if self._leave_due is not None and now >= self._leave_due:
             self._leave_due = None
             self._leave()
-        if self._leaving_at is not None and self._member.view is None and now - self._leaving_at > GOODBYE_S:
-            self._exit(0, f"{self._setting.worker} was asked to leave before it was a member")
         if os.getppid() != self._parent:
             self._exit(1, "the agent of this worker is gone")
         if (measured := self._clock.measured(told.applied_at)) is not None:
@@ -291,15 +287,18 @@ class Keeper:
 
     def _read(self, document: Document) -> None:
         me = self._setting.worker
+        place = next((place for place in document.places if place.worker == me), None)
+        told_to_leave = place is not None and place.state is LifeState.LEAVING
         self._handover.hear(job_runs=document.view is not None, stop=bool(document.stop), end_at=document.end_at)
+        if told_to_leave and self._member.view is not None:
+            self._leave()  # before a view without this worker, which is no eviction then
         if document.view is not None:
             self._see(document.view, ViewSeen(document.view))
         if document.formed is not None:
             self._handle(FormedSeen(document.formed))
-        place = next((place for place in document.places if place.worker == me), None)
         if place is not None and place.state is LifeState.GONE:
             self._exit(0 if self._member.leaving else EVICTED, f"{me} is out of the job: {place.why}")
-        if place is not None and place.state is LifeState.LEAVING and not self._member.leaving:
+        if told_to_leave:
             self._leave()
         if document.finished is not None:
             self._finish(document)
@@ -328,7 +327,6 @@ class Keeper:
     def _leave(self) -> None:
         if not self._member.leaving:
             logger.info("event=leaving worker=%s", self._setting.worker)
-            self._leaving_at = time.monotonic()
             self._handle(Leave())
 
     def _exit(self, code: int, reason: str) -> None:

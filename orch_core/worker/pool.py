@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch.utils.data import _utils as torch_data
 
@@ -257,20 +258,29 @@ class _Pickler(pickle.Pickler):
             and obj.layout == torch.strided
             and not obj.requires_grad
         ):
-            plain = obj.resolve_conj().resolve_neg().contiguous()
+            plain = obj.resolve_conj().resolve_neg()
+            stride = (
+                plain.stride()
+                if not plain.is_contiguous() and torch.empty_like(plain).stride() == plain.stride()
+                else None
+            )
+            plain = plain.contiguous()
             raw = (torch.view_as_real(plain) if plain.is_complex() else plain).reshape(-1).view(torch.uint8)
-            return _tensor, (pickle.PickleBuffer(raw.numpy()), obj.dtype, tuple(obj.shape))  # type: ignore[arg-type]
+            return _tensor, (pickle.PickleBuffer(raw.numpy()), obj.dtype, tuple(obj.shape), stride)  # type: ignore[arg-type]
         return NotImplemented
 
 
-def _tensor(raw: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    flat = raw if isinstance(raw, torch.Tensor) else torch.frombuffer(raw, dtype=torch.uint8)
+def _tensor(raw: Any, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...] | None) -> torch.Tensor:
+    """With the memory layout it had where that is dense: some kernels' bits depend on it."""
+    flat = torch.from_numpy(np.asarray(raw))
     if not flat.numel():
         return torch.empty(shape, dtype=dtype)
     if dtype.is_complex:
         real = flat.view(torch.float64 if dtype == torch.complex128 else torch.float32)
-        return torch.view_as_complex(real.view(*shape, 2))
-    return flat.view(dtype).view(shape)
+        made = torch.view_as_complex(real.view(*shape, 2))
+    else:
+        made = flat.view(dtype).view(shape)
+    return made if stride is None else torch.empty_strided(shape, stride, dtype=dtype).copy_(made)
 
 
 def _send(sock: socket.socket, value: Any) -> None:

@@ -1,0 +1,354 @@
+"""Scripts on real engines and groups through deaths and joins, without keepers: the test deals the views itself.
+
+Each worker is a thread with a whole script; who dies is cut off from its peers at that instant. Whatever happens, the
+survivors end with the bits of a job of one.
+"""
+
+import random
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from orch_core.contracts.document import Cause, View, ViewMember
+from orch_core.contracts.errors import ConfigurationError, OrchError
+from orch_core.contracts.ids import JobName, Step, ViewNumber, WorkerId
+from orch_core.contracts.job import JobSpec
+from orch_core.dataplane.group import Group, Link
+from orch_core.protocol.deal import Position
+from orch_core.protocol.member import make_plan
+from orch_core.worker import run as runs
+from orch_core.worker.alone import handover_alone
+from orch_core.worker.handover import Ended, Handover, Offer
+from orch_core.worker.setting import Setting
+
+HANG_S = 120.0
+SHARDS, EPOCHS, BATCH, SAMPLES = 5, 3, 10, 40
+STEPS = EPOCHS * SAMPLES // BATCH
+
+
+def data():
+    g = torch.Generator().manual_seed(5)
+    return TensorDataset(torch.randn(SAMPLES, 3, generator=g), torch.randn(SAMPLES, 2, generator=g))
+
+
+def script(run, happened=lambda what, run: None):
+    """What every worker runs. `happened` is called where a test may do harm."""
+    g = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)
+    history = []
+    run.prepare(model, optimizer, scheduler)
+    run.keep(history=history)
+    for _ in run.epochs(EPOCHS):
+        for batch in run.batches(data(), BATCH):
+            for x, y in batch:
+                happened("pass", run)
+                loss = F.mse_loss(model(x), y)
+                loss.backward()
+                run.log(loss=loss)
+            happened("outer", run)
+            if run.step % 3 != 2:  # what is left in .grad in between is part of the state
+                optimizer.step()
+                optimizer.zero_grad()
+            scheduler.step()
+            history.append(batch.means["loss"])
+    return history
+
+
+class Worker(threading.Thread):
+    def __init__(self, name, job, *, late=False):
+        super().__init__(name=name, daemon=True)
+        self.id = WorkerId(name)
+        self.job = job
+        self.handover = Handover(SHARDS, job.look.set)
+        self.handover.hear(job_runs=late)
+        self.run_ = runs.Run(Setting(job.spec, self.id), self.handover)
+        if job.strategy is not None:
+            job.use_strategy(self.run_)
+        self.dead = False
+        self.history = None
+        self.error = None
+
+    def run(self):
+        try:
+            self.history = script(self.run_, self.job.happened)
+            self.run_.settle()
+        except (Ended, OrchError) as error:
+            self.error = error
+        self.job.look.set()
+
+
+class Job:
+    """Deals views to threads as leader and keepers would."""
+
+    def __init__(self, names, *, happened=lambda job, what, run: None, strategy=None):
+        self.spec = JobSpec(JobName("test"), seed=7, shards=SHARDS, workers=len(names), check_every=4)
+        self.look = threading.Event()
+        self.strategy = strategy
+        self._happened = happened
+        self._lock = threading.RLock()
+        self.number = 0
+        self.workers = {}
+        self.view = ()
+        self.steps_of_views = []
+        for name in names:
+            self.add(name)
+
+    def happened(self, what, run):
+        self._happened(self, what, run)
+
+    def use_strategy(self, run):
+        make = run._make_engine
+
+        def made():
+            engine = make()
+            engine.strategy = self.strategy
+            return engine
+
+        run.steps._make_engine = made
+
+    def add(self, name, **options):
+        with self._lock:
+            self.workers[WorkerId(name)] = worker = Worker(name, self, **options)
+            worker.start()
+
+    def kill(self, name):
+        """From any thread, at any instant of the victim."""
+        with self._lock:
+            victim = self.workers[WorkerId(name)]
+            victim.dead = True
+            victim.handover.close()
+            victim.handover.end()
+        self.look.set()
+
+    def alive(self):
+        return [worker for worker in self.workers.values() if not worker.dead]
+
+    def finish(self):
+        """Deal views until everybody alive has done the last step; their words about the end."""
+        while True:
+            assert self.look.wait(HANG_S), "nothing happens any more"
+            self.look.clear()
+            with self._lock:
+                alive = self.alive()
+                for worker in alive:
+                    if worker.error is not None:
+                        raise worker.error
+                told = [worker.handover.read()[1] for worker in alive]
+                done = [news.done for news in told]
+                if all(done):
+                    break
+                ready = [w for w, news in zip(alive, told, strict=True) if news.announcement is not None]
+                lost = [worker.handover.take_lost() for worker in alive]
+                wanted = tuple(sorted((w.id for w in ready), key=lambda w: (w not in self.view, w)))
+                first = not self.view and len(ready) < self.spec.workers
+                if not first and (wanted != self.view or any(lost)):
+                    self._deal(wanted)
+        for worker in alive:
+            worker.handover.end()
+        for worker in self.workers.values():
+            worker.join(HANG_S)
+        return done
+
+    def _deal(self, members):
+        self.number += 1
+        fresh = self.number == 1
+        view = View(
+            ViewNumber(self.number),
+            tuple(ViewMember(w, "") for w in members),
+            Cause.START,
+            "a test's",
+            Step(0),
+            0.0,
+            fresh=fresh,
+            origin=members if fresh else (),
+        )
+        positions = {w: self.workers[w].handover.close() for w in members}
+        sockets = {(a, b): socket.socketpair() for a in members for b in members if a != b}
+        for me, worker in enumerate(members):
+            plan = make_plan(view, worker, positions, SHARDS)
+            links = {
+                peer: Link(sockets[worker, other][0], sockets[other, worker][1])
+                for peer, other in enumerate(members)
+                if other != worker
+            }
+            self.workers[worker].handover.offer(Offer(plan, Group(me, links) if links else None))
+        self.view = members
+        self.steps_of_views.append(plan.step)
+
+
+def alone(strategy=None):
+    run = runs.Run(
+        Setting(JobSpec(JobName("test"), seed=7, shards=SHARDS)),
+        handover_alone(Setting(JobSpec(JobName("t"), shards=SHARDS))),
+    )
+    if strategy is not None:
+        Job.use_strategy(type("Fake", (), {"strategy": strategy})(), run)
+    history = script(run)
+    return run.steps.finished(), history
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return alone()
+
+
+def same(done, reference):
+    expected, _ = reference
+    assert {one.weights_sha256 for one in done} == {expected.weights_sha256}
+    assert {one.digest for one in done} == {expected.digest}
+    assert {one.steps for one in done} == {STEPS}
+    assert {one.bit_exact for one in done} == {True}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
+def test_any_number_of_workers_ends_with_the_bits_of_one(reference, count):
+    job = Job([f"w{n}.1" for n in range(count)])
+    same(job.finish(), reference)
+    assert all(worker.history == reference[1] for worker in job.workers.values())
+
+
+@pytest.mark.parametrize("what", ["pass", "outer"])
+@pytest.mark.parametrize("victim", ["w0.1", "w1.1", "w2.1"])
+def test_a_death_keeps_the_step(reference, what, victim):
+    def happened(job, where, run):
+        if where == what and run.step == 5 and run._setting.worker == victim and not job.workers[WorkerId(victim)].dead:
+            job.kill(victim)
+
+    job = Job(["w0.1", "w1.1", "w2.1"], happened=happened)
+    done = job.finish()
+    assert len(done) == 2
+    same(done, reference)
+
+
+def test_all_but_one_may_die(reference):
+    deaths = {2: "w0.1", 5: "w3.1", 8: "w1.1"}
+
+    def happened(job, where, run):
+        victim = deaths.get(run.step)
+        if where == "pass" and victim is not None and not job.workers[WorkerId(victim)].dead:
+            job.kill(victim)
+
+    job = Job([f"w{n}.1" for n in range(4)], happened=happened)
+    done = job.finish()
+    assert len(done) == 1
+    same(done, reference)
+
+
+def test_a_joiner_takes_the_state_and_carries_shards(reference):
+    def happened(job, where, run):
+        if where == "pass" and run.step == 4 and WorkerId("w1.1") not in job.workers:
+            job.add("w1.1", late=True)
+
+    job = Job(["w0.1"], happened=happened)
+    done = job.finish()
+    assert len(done) == 2
+    same(done, reference)
+    assert job.workers[WorkerId("w1.1")].history == reference[1]
+
+
+def test_a_joiner_can_feed_after_the_donor_has_died(reference):
+    def happened(job, where, run):
+        if run.step == 4 and where == "pass" and WorkerId("w2.1") not in job.workers:
+            job.add("w2.1", late=True)
+        joined = WorkerId("w2.1") in job.view
+        for victim in ("w0.1", "w1.1"):
+            if joined and where == "pass" and run.step >= 6 and not job.workers[WorkerId(victim)].dead:
+                job.kill(victim)
+                break
+
+    job = Job(["w0.1", "w1.1"], happened=happened)
+    same(job.finish(), reference)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_deaths_and_joins_change_no_bit(reference, seed):
+    dice = random.Random(seed)
+    lives = dict.fromkeys(range(3), 1)
+    lock = threading.Lock()
+
+    def happened(job, where, run):
+        with lock:
+            if dice.random() > 0.04 or not job.view:
+                return
+            members = [w for w in job.view if not job.workers[w].dead]
+            if len(members) > 1:  # one that holds the state must live: who is surely through the first view
+                victim = dice.choice(members[1:])
+                job.kill(victim)
+                place = int(victim[1])
+                lives[place] += 1
+                job.add(f"w{place}.{lives[place]}", late=True)
+
+    job = Job(["w0.1", "w1.1", "w2.1"], happened=happened)
+    done = job.finish()
+    same(done, reference)
+    assert job.number > 1
+
+
+def test_states_that_differ_are_named(reference):
+    def happened(job, where, run):
+        if where == "outer" and run.step == 1 and run._setting.worker == "w1.1":
+            with torch.no_grad():
+                run.prepared.parameters[1][2] += 1.0
+
+    job = Job(["w0.1", "w1.1", "w2.1"], happened=happened)
+    with pytest.raises(OrchError, match=r"w0\.1, w2\.1 and w1\.1 differ in 0\.bias.*between step 0 and 4"):
+        job.finish()
+    for worker in job.alive():
+        job.kill(worker.id)
+
+
+def test_loops_of_other_sizes_are_refused(monkeypatch):
+    job = Job(["w0.1"])
+    job.finish()
+    steps = job.workers[WorkerId("w0.1")].run_.steps
+    with pytest.raises(ConfigurationError, match="3 epochs of 40 samples"):
+        steps.train(type(steps.training)(4, 40, 10))
+
+
+class TestStrategyState:
+    @pytest.fixture
+    def topk(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "strategies"))
+        from orch_sync_topk.strategy import TopK
+
+        yield TopK(0.3)
+        for name in [name for name in sys.modules if name.startswith("orch_sync_topk")]:
+            del sys.modules[name]
+
+    def test_state_moves_with_its_shards_when_a_worker_joins(self, topk):
+        def happened(job, where, run):
+            if where == "pass" and run.step == 4 and WorkerId("w2.1") not in job.workers:
+                job.add("w2.1", late=True)
+
+        job = Job(["w0.1", "w1.1"], happened=happened, strategy=topk)
+        done = job.finish()
+        assert len(done) == 3
+        same(done, alone(topk))
+
+    def test_a_death_loses_a_lossy_state_and_says_so(self, topk):
+        def happened(job, where, run):
+            if where == "pass" and run.step == 4 and not job.workers[WorkerId("w1.1")].dead:
+                job.kill("w1.1")
+
+        done = Job(["w0.1", "w1.1"], happened=happened, strategy=topk).finish()
+        assert [one.bit_exact for one in done] == [False]
+
+
+def test_a_position_is_whole(reference):
+    job = Job(["w0.1", "w1.1"])
+    job.finish()
+    for worker in job.workers.values():
+        position = worker.handover.read()[0]
+        assert position == Position(applied=Step(STEPS - 1), shard_state=position.shard_state)
