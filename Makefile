@@ -34,7 +34,7 @@ check: $(STAMP) ## Lint, format, types, import rules, dependencies, generated co
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-logo --no-cache
 	@for dist in $(DISTS); do \
 		name=$$(sed -n 's/^name = "\(.*\)"/\1/p' $$dist/pyproject.toml | tr - _); \
 		echo "deptry $$dist ($$name)"; (cd $$dist && "$(CURDIR)/$(BIN)/deptry" $$name --no-ansi \
