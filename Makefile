@@ -36,7 +36,7 @@ check: $(STAMP) ## Lint, format, types, import rules, dependencies, generated co
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	@for dist in $(DISTS); do \
-		name=$$(sed -n 's/^name = "\(.*\)"/\1/p' $$dist/pyproject.toml | tr - _); \
+		name=$$(sed -n '/^\[project\]/,/^$$/s/^name = "\(.*\)"/\1/p' $$dist/pyproject.toml | tr - _); \
 		echo "deptry $$dist ($$name)"; (cd $$dist && "$(CURDIR)/$(BIN)/deptry" $$name --no-ansi \
 			--known-first-party $$name --per-rule-ignores 'DEP002=pluggy|torch,DEP004=pytest') || exit 1; \
 	done

@@ -280,6 +280,8 @@ class Loops:
         if run.steps.training is None or run.steps.applied is None:
             run.get_ready(Training(self._count, loader.length, loader.batch_size))
         run.steps.train(Training(self._count, loader.length, loader.batch_size))
+        if run.steps.applied is None:
+            run.steps.join()  # a slow starter: only now it is known whether the job is in this epoch
         try:
             while self._in_this_epoch():
                 step = run.steps.begin()

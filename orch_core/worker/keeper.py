@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from orch_core import telemetry
 from orch_core.contracts import codec
@@ -127,16 +128,29 @@ class Keeper:
                 "event=keeper-started worker=%s priority=%s", self._setting.worker, raise_priority(inherit=True)
             )
             asyncio.run(self._main())
-        except BaseException:
-            logger.exception("event=keeper-failed worker=%s", self._setting.worker)
-            self._leave_process(1, "the keeper of this worker has failed, which is an error in orch: see its log")
+        except BaseException as error:  # noqa: BLE001 - the thread's root: told, and the process ends
+            self._failed(error)
         finally:
             self._started.set()
 
+    def _failed(self, error: BaseException) -> None:
+        """An error in orch: a worker without its keeper would only stand in the others' way."""
+        logger.error("event=keeper-failed worker=%s", self._setting.worker, exc_info=error)
+        self._leave_process(1, "the keeper of this worker has failed, which is an error in orch: see its log")
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What the loop caught: in a callback it is ours; what libraries do with their tasks is their business."""
+        error = context.get("exception")
+        if "handle" in context and error is not None:
+            self._failed(error)
+        else:
+            loop.default_exception_handler(context)
+
     async def _main(self) -> None:
         setting, loop = self._setting, asyncio.get_running_loop()
+        loop.set_exception_handler(self._unhandled)
         self._loop, self._hint = loop, asyncio.Event()
-        peers = Peers(setting.host, setting.token, Listener(self._greeted, self._heard, self._broken))
+        peers = Peers(setting.host, setting.token, Listener(self._greeted, self._heard, self._broken, self._failed))
         self._peers = peers
         peers.start()
         forks.watch_ports(int(address.rpartition(":")[2]) for address in setting.coordinators)
@@ -157,6 +171,7 @@ class Keeper:
                     self._hint.clear()
                     if reader.done():
                         reader.result()
+                        raise AssertionError("the stream to the leader has ended by itself")
             finally:
                 reader.cancel()
                 await asyncio.wait([reader])
@@ -307,7 +322,7 @@ class Keeper:
     def _finish(self, document: Document) -> None:
         told = self._handover.read()[1]
         if told.done is None:
-            self._exit(0, "the job has ended without this worker")
+            self._exit(EVICTED, "the job has ended without this worker")
         self._handle(Ended())
         self._handover.end()
 

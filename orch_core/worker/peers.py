@@ -26,6 +26,7 @@ from orch_core.worker import forks
 CONNECT_S, REDIAL_S = 0.2, 0.02
 HELLO_S = 2.0  # from an accepted connection to its whole hello
 BACKLOG = 128
+ACCEPT_AGAIN_S = 0.05
 _LENGTH = struct.Struct("<I")
 _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -50,6 +51,7 @@ class Listener:
     greeted: Callable[[ViewNumber, WorkerId], None]  # our hello is written
     heard: Callable[[Hello], None]
     broken: Callable[[ViewNumber, WorkerId], None]
+    failed: Callable[[BaseException], None]  # an error in orch itself
 
 
 class Peers:
@@ -108,13 +110,18 @@ class Peers:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            sock, _ = await loop.sock_accept(self._server)
-            configure(sock)
-            forks.watch(sock)
+            try:
+                sock, _ = await loop.sock_accept(self._server)
+            except OSError as error:  # no descriptor left, or the caller has gone again
+                logger.warning("event=accept-failed cause=%r", str(error))
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
             self._spawn(self._receive(sock), "receive-hello", self._tasks)
 
     async def _receive(self, sock: socket.socket) -> None:
         try:
+            configure(sock)
+            forks.watch(sock)
             async with asyncio.timeout(HELLO_S):
                 greeting = codec.decode(Greeting, await _read_frame(sock))
         except (OSError, EOFError, TimeoutError, MalformedMessage) as error:
@@ -193,12 +200,11 @@ class Peers:
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-        task.add_done_callback(_log_failure)
+        task.add_done_callback(self._ask_after)
 
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("event=task-failed task=%r", task.get_name(), exc_info=error)
+    def _ask_after(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._tell.failed(error)
 
 
 def _framed(body: bytes) -> bytes:

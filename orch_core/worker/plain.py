@@ -8,6 +8,7 @@ import base64
 import math
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Packer:
                 if value.dtype.hasobject:
                     raise _unknown(value, where)
                 return {
-                    "array": self.add(torch.from_numpy(np.ascontiguousarray(value)), where),
+                    "array": self.add(torch.from_numpy(np.array(value, order="C")), where),
                     "shape": list(value.shape),
                 }
             case np.generic():
@@ -84,6 +85,37 @@ class Packer:
 
     def _label(self, key: Any) -> str:
         return (self._name_of(key) if isinstance(key, Tensor) else None) or str(key)
+
+
+SMALL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Values as they were at one moment. Small tensors are copied, large ones must not change: :meth:`check`."""
+
+    values: dict[str, Any]
+    tensors: list[Tensor]
+    names: list[str]
+    versions: list[int]
+
+    @classmethod
+    def of(cls, values: Iterable[tuple[str, Any]]) -> "Frozen":
+        """Pairs of a name, unique, and a value. Raises ConfigurationError for what cannot travel."""
+        packer = Packer()
+        packed = {name: packer.pack(value, name) for name, value in values}
+        small = [tensor.nbytes <= SMALL_BYTES for tensor in packer.tensors]
+        tensors = [t.clone() if copied else t for t, copied in zip(packer.tensors, small, strict=True)]
+        return cls(packed, tensors, packer.names, [tensor._version for tensor in tensors])
+
+    def check(self) -> None:
+        """Raises ConfigurationError if a large tensor has changed since."""
+        for tensor, name, version in zip(self.tensors, self.names, self.versions, strict=True):
+            if tensor._version != version:
+                raise ConfigurationError(
+                    f"{name} was changed between the yield of run.batches() and the end of the inner loop: change what "
+                    f"is kept or prepared in the outer body, behind the inner loop"
+                )
 
 
 def unpack(raw: Any, tensors: list[Tensor]) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from orch_core.contracts.errors import ConfigurationError, MalformedMessage
 from orch_core.dataplane.group import Blob
 from orch_core.dataplane.tcp import bytes_of
-from orch_core.worker.plain import Packer, unpack
+from orch_core.worker.plain import Frozen, Packer, unpack
 from orch_core.worker.prepared import Prepared, state_dicts
 
 VERSION = 1
@@ -56,23 +56,26 @@ class Start:
 
     buffers: Sequence[Tensor]  # copies: passes change them
     grads: Sequence[Tensor | None]
+    requires_grad: Sequence[bool]
     options: Sequence[Sequence[Mapping[str, Any]]]  # per optimizer and group
-    schedules: Mapping[int, Mapping[str, Any]]  # by position among the other objects
+    others: Frozen  # every other prepared object, and what keep() holds
 
     @classmethod
     def of(cls, prepared: Prepared) -> "Start":
         return cls(
             [buffer.detach().clone() for buffer in prepared.buffer_tensors()],
             [parameter.grad for parameter in prepared.parameters],
+            [parameter.requires_grad for parameter in prepared.parameters],
             [
                 [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
                 for optimizer in prepared.optimizers
             ],
-            {
-                index: other.state_dict()
-                for index, other in enumerate(prepared.others)
-                if isinstance(other, torch.optim.lr_scheduler.LRScheduler)
-            },
+            Frozen.of(
+                [
+                    *((f"{type(other).__name__} {i}", other.state_dict()) for i, other in enumerate(prepared.others)),
+                    *((f"keep({name})", _value(obj)) for name, obj in sorted(prepared.kept.items())),
+                ]
+            ),
         )
 
 
@@ -87,19 +90,17 @@ def capture(prepared: Prepared, start: Start) -> Captured:
     header = {
         "version": VERSION,
         "grads": left,
-        "requires_grad": [parameter.requires_grad for parameter in prepared.parameters],
+        "requires_grad": list(start.requires_grad),
         "extra": [list(_extra(prefix, model, packer)) for prefix, model in _models(prepared)],
         "optimizers": [
             _capture_optimizer(prepared, optimizer, options, packer)
             for optimizer, options in zip(prepared.optimizers, start.options, strict=True)
         ],
-        "others": [
-            packer.pack(start.schedules[i] if i in start.schedules else other.state_dict(), type(other).__name__)
-            for i, other in enumerate(prepared.others)
-        ],
-        "kept": {name: packer.pack(_value(obj), f"keep({name})") for name, obj in sorted(prepared.kept.items())},
+        "others": start.others.values,
+        "others_from": len(packer.tensors),
     }
-    return Captured(header, packer.tensors, packer.names)
+    start.others.check()
+    return Captured(header, [*packer.tensors, *start.others.tensors], [*packer.names, *start.others.names])
 
 
 def install(prepared: Prepared, blob: Blob) -> None:
@@ -126,15 +127,19 @@ def install(prepared: Prepared, blob: Blob) -> None:
                 model.get_submodule(path).set_extra_state(unpack(value, tensors))
         for optimizer, raw in zip(prepared.optimizers, header["optimizers"], strict=True):
             _install_optimizer(prepared, optimizer, raw, tensors)
-        for other, raw in zip(prepared.others, header["others"], strict=True):
-            _load(other, unpack(raw, tensors))
-        if sorted(header["kept"]) != sorted(prepared.kept):
+        own = {f"{type(other).__name__} {i}": other for i, other in enumerate(prepared.others)}
+        kept = {f"keep({name})": obj for name, obj in prepared.kept.items()}
+        if sorted(header["others"]) != sorted([*own, *kept]):
             raise ConfigurationError(
-                f"this worker keeps {sorted(prepared.kept)}, the others {sorted(header['kept'])}: call run.keep() "
-                f"alike, before run.epochs()"
+                f"this worker has prepared and keeps {sorted([*own, *kept])}, the others {sorted(header['others'])}: "
+                f"call run.prepare() and run.keep() alike on every worker, before run.epochs()"
             )
-        for name, raw in header["kept"].items():
-            _put_back(prepared.kept[name], unpack(raw, tensors))
+        arrived = tensors[header["others_from"] :]
+        for name, raw in header["others"].items():
+            if name in own:
+                _load(own[name], unpack(raw, arrived))
+            else:
+                _put_back(kept[name], unpack(raw, arrived))
     except (KeyError, IndexError, TypeError) as error:
         raise MalformedMessage(f"a state cannot be read: {error!r}") from error
     except ValueError as error:
@@ -230,22 +235,31 @@ def _install_optimizer(
         plain = torch.optim.Optimizer.state_dict(optimizer)
         optimizer.load_state_dict({**state, "param_groups": plain["param_groups"]})
         return
+    on_device = {
+        name
+        for group, (members, _) in zip(groups, raw["groups"], strict=True)
+        if group.get("fused") or group.get("capturable")
+        for name in members
+    }
     optimizer.state.clear()
     for name, values in raw["state"]:
         parameter = by_name[name]
-        optimizer.state[parameter] = _beside(unpack(values, tensors), parameter)
+        optimizer.state[parameter] = _beside(unpack(values, tensors), parameter, counts_there=name in on_device)
 
 
-def _beside(value: Any, parameter: Tensor) -> Any:
-    """A parameter's state: on its device and in its memory format, where it has the parameter's shape."""
+def _beside(value: Any, parameter: Tensor, *, counts_there: bool) -> Any:
+    """A parameter's state: on its device and in its memory format, where it has the parameter's shape.
+
+    Step counters stay on the CPU unless the optimizer counts on the device (`fused`, `capturable`).
+    """
     if isinstance(value, Tensor):
         if value.shape == parameter.shape and value.dim() > 0:
             return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-        return value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
+        return value.clone() if value.dim() == 0 and not counts_there else value.to(parameter.device, copy=True)
     if isinstance(value, dict):
-        return type(value)((key, _beside(item, parameter)) for key, item in value.items())
+        return type(value)((k, _beside(item, parameter, counts_there=counts_there)) for k, item in value.items())
     if isinstance(value, list):
-        return [_beside(item, parameter) for item in value]
+        return [_beside(item, parameter, counts_there=counts_there) for item in value]
     return value
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from orch_core import failpoints
 from orch_core.contracts.document import Finished, Training
 from orch_core.contracts.errors import ConfigurationError, MalformedMessage, OrchError, ViewBroken
-from orch_core.contracts.ids import BEFORE_FIRST_STEP, Shard, Step
+from orch_core.contracts.ids import BEFORE_FIRST_STEP, Shard, Step, WorkerId
 from orch_core.contracts.job import JobSpec
 from orch_core.dataplane.engine import Engine
 from orch_core.dataplane.group import Blob, Group, LinkLost
@@ -74,6 +74,7 @@ class Steps:
         self._start: state.Start | None = None  # of the open step
         self._moved: tuple[int, int] | None = None  # (view, step) for which strategy state has moved
         self._reset = False
+        self._compared: tuple[list[str], tuple[WorkerId, ...]] = ([], ())  # what the newest digests were of, and where
         self.training: Training | None = None
         self.applied: Step | None = None
         self.means: dict[str, float] = {}
@@ -235,7 +236,8 @@ class Steps:
     def _finish(self, plan: Plan, step: Step) -> Results:
         digests = None
         if step % self._spec.check_every == 0 and len(plan.view.members) > 1:
-            digests = self._capture().digests()
+            captured = self._capture()
+            digests, self._compared = captured.digests(), (captured.entries(), plan.view.workers)
         if self._held - set(plan.dealt(step)[plan.index]):  # finish() drops what others carry
             self._held &= set(plan.dealt(step)[plan.index])
             self._handover.contributions(self._held)
@@ -245,10 +247,7 @@ class Steps:
     def _apply(self, results: Results) -> None:
         """Handed to the outer body: from the first line on the step counts as applied. Raises ViewBroken before it."""
         step, means = results.step, results.means
-        shard_state = self.engine.state_shards
-        if self.engine.has_shard_state:
-            shard_state = tuple(sorted(shard for partial in self.engine.held for shard in partial))
-        self._handover.apply(step, shard_state, means)
+        self._handover.apply(step, self.engine.state_shards_when_applied, means)
         self.gradients.leave_pass()
         self.engine.write(results, self._prepared.parameters, self.gradients.left)
         self.engine.write_buffers(results, self._prepared.buffer_tensors())
@@ -268,12 +267,12 @@ class Steps:
             self.over = "stop"
 
     def _explain(self, results: Results) -> str:
-        difference, plan = results.difference, self._plan
+        difference = results.difference
         assert difference is not None
-        assert plan is not None
-        groups = [", ".join(plan.view.workers[m] for m in g if m < len(plan.view.workers)) for g in difference.groups]
-        entries = self._capture().entries()
-        where = "in number" if difference.index is None else f"in {entries[difference.index]}"
+        entries, workers = self._compared
+        groups = [", ".join(workers[m] for m in group if m < len(workers)) for group in difference.groups]
+        known = difference.index is not None and difference.index < len(entries)
+        where = f"in {entries[difference.index or 0]}" if known else "in number"
         step = results.step
         if step == 0:
             return (
@@ -391,15 +390,17 @@ class Steps:
             own, shared = (int(count) for count in raw["counts"])
             training = Training(*(int(number) for number in raw["training"]))
             blob = Blob(raw["state"], tensors[:own])
-            self._received = Received(plan.step, blob, training, str(raw["over"]), dict(raw["outer"]))
-            self.engine.import_state(Blob(raw["shared"], tensors[own : own + shared]))
-            if raw["results"] is not None:
-                self.engine.results = Results.decode(Blob(raw["results"], tensors[own + shared :]))
+            received = Received(plan.step, blob, training, str(raw["over"]), dict(raw["outer"]))
+            of_strategy = Blob(raw["shared"], tensors[own : own + shared])
+            results = None if raw["results"] is None else Results.decode(Blob(raw["results"], tensors[own + shared :]))
             means, reset = {str(k): float(v) for k, v in raw["means"].items()}, bool(raw["reset"])
         except (KeyError, TypeError, ValueError) as error:
             raise MalformedMessage(f"a state cannot be read: {error!r}") from error
-        self._hold(plan.step)
-        self.means, self.outer, self.over = means, self._received.outer, self._received.over
+        self._hold(plan.step)  # raises if the view is over: then nothing of this may stay behind
+        self._received = received
+        self.engine.import_state(of_strategy)
+        self.engine.results = results
+        self.means, self.outer, self.over = means, received.outer, received.over
         self._reset = self._reset or reset
         if self.training is None:
             self.train(training)
