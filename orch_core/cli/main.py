@@ -19,6 +19,9 @@ from orch_core.contracts.errors import ConfigurationError, OrchError
 VERBS: Mapping[str, tuple[str, str]] = {  # verb -> module, what `orch --help` says
     "run": ("orch_core.cli.run", "Train: run a script on workers of this host, through failures."),
     "status": ("orch_core.cli.status", "Show how a job is doing."),
+    "scale": ("orch_core.cli.scale", "Change the number of workers while a job runs."),
+    "drain": ("orch_core.cli.drain", "Let a worker leave: nobody waits for anybody."),
+    "evict": ("orch_core.cli.evict", "Declare a worker dead that nobody can reach."),
     "stop": ("orch_core.cli.stop", "End a job after the step it is at."),
     "logs": ("orch_core.cli.logs", "Show what workers have printed."),
     "plugins": ("orch_core.cli.plugins", "List the plugins that are installed."),

@@ -16,8 +16,8 @@ SEED_LIMIT = 2**63
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def worker_numbers(workers: int | None, low: int | None, high: int | None) -> tuple[int, int, int]:
-    """(workers, min, max). What is not given bends to what is."""
+def worker_numbers(workers: int | None, low: int | None, high: int | None, shards: int) -> tuple[int, int, int]:
+    """(workers, min, max). What is not given bends to what is; a worker more than there are shards carries nothing."""
     for option, value in (("--workers", workers), ("--min-workers", low), ("--max-workers", high)):
         if value is not None:
             at_least(option, value, 1)
@@ -30,7 +30,7 @@ def worker_numbers(workers: int | None, low: int | None, high: int | None) -> tu
         refuse(f"--min-workers {low} is more than --workers {workers}")
     if high is not None and high < workers:
         refuse(f"--max-workers {high} is less than --workers {workers}")
-    return workers, low, high or workers
+    return workers, low, high or max(workers, shards)
 
 
 def seed(option: str, value: int) -> int:

@@ -165,7 +165,7 @@ def _params() -> list[click.Parameter]:
     return [
         option("--workers", "N", "Workers to train on. Default: the number of GPUs, else min(4, cores).", type=int),
         option("--min-workers", "N", "Pause with fewer than this.  [1]", type=int),
-        option("--max-workers", "N", "Never more than this. Default: --workers.", type=int),
+        option("--max-workers", "N", "`orch scale` goes no higher. Default: the number of shards.", type=int),
         option(
             "--shards",
             "V",
@@ -214,7 +214,8 @@ def _params() -> list[click.Parameter]:
 def _checked(ctx: click.Context, split: Split) -> RunOptions:
     """Phase two, after click has converted the numbers."""
     given: dict[str, Any] = ctx.params
-    workers, low, high = checks.worker_numbers(given["workers"], given["min_workers"], given["max_workers"])
+    shards = checks.at_least(_as_given(ctx, "shards"), given["shards"], 1)
+    workers, low, high = checks.worker_numbers(given["workers"], given["min_workers"], given["max_workers"], shards)
     sync_options = checks.sync_options(given["sync_opt"])
     options = RunOptions(
         script=checks.script_to_run(split.script, module=split.module),
@@ -223,7 +224,7 @@ def _checked(ctx: click.Context, split: Split) -> RunOptions:
         workers=workers,
         min_workers=low,
         max_workers=high,
-        shards=checks.at_least(_as_given(ctx, "shards"), given["shards"], 1),
+        shards=shards,
         seed=checks.seed(_as_given(ctx, "seed"), given["seed"]),
         sync=given["sync"],
         sync_options=sync_options,

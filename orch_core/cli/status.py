@@ -142,6 +142,8 @@ def _headlines(status: StatusJson) -> list[str]:
     lines = [f"job {status['job']}: {status['status']}, step {status['step']}{steps}" + (f", {means}" if means else "")]
     if status.get("message"):
         lines.append(str(status["message"]))
+    if status["status"] == "waiting":
+        lines.append(f"waits for at least {status.get('min_workers', 1)} workers, and trains on when they are there")
     if view:
         lines.append(f"view {view.get('number')}: {_cell(view.get('reason'))}")
     if status["status"] not in FINAL:

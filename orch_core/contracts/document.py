@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orch_core.contracts.ids import PlaceId, Shard, Step, Term, ViewNumber, WorkerId
+from orch_core.contracts.ids import PlaceId, Shard, Step, Term, ViewNumber, WorkerId, place_and_life
 from orch_core.contracts.job import JobSpec, JobStatus
 
 VIEWS_KEPT = 64
 EVENTS_KEPT = 256
 RECOVERIES_KEPT = 256
+HAS_LEFT = "has left"  # `Place.why` of a life that went on purpose
 
 
 class LifeState(StrEnum):
@@ -163,6 +164,8 @@ class Document:
     status: JobStatus = JobStatus.STARTING
     first_step_at: float | None = None  # Unix time, seconds: when step 0 was applied first
     wanted: int = 1  # workers
+    drained: tuple[PlaceId, ...] = ()  # places that stay empty although a higher one is filled
+    draining: tuple[WorkerId, ...] = ()  # lives that were told to leave, until they are gone
     places: tuple[Place, ...] = ()
     views: tuple[View, ...] = ()
     formed: ViewNumber | None = None
@@ -191,3 +194,13 @@ class Document:
     def view(self) -> View | None:
         """The present view."""
         return self.views[-1] if self.views else None
+
+    @property
+    def seats(self) -> tuple[PlaceId, ...]:
+        """The places that should be filled: the lowest `wanted` ones that are not drained."""
+        candidates = (PlaceId(f"w{i}") for i in range(self.wanted + len(self.drained)))
+        return tuple([place for place in candidates if place not in self.drained][: self.wanted])
+
+    def sends_away(self, worker: WorkerId) -> bool:
+        """Whether this life is told to leave: by name, or because its place is not wanted."""
+        return worker in self.draining or place_and_life(worker)[0] not in self.seats

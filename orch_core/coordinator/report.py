@@ -56,6 +56,8 @@ def _document(document: Document) -> dict[str, Any]:
         "revision": document.revision,
         "started_at": document.started_at,
         "wanted": document.wanted,
+        "min_workers": document.job.min_workers,
+        "max_workers": document.job.max_workers,
         "formed": document.formed,
         "views": document.views_total,
         "restarts": document.restarts,

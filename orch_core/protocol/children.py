@@ -8,13 +8,14 @@ exit code 75            evicted: a new life, not counted
 a signal, another code  a new life, counted: more than `max_restarts` within 10 minutes end the job
 a failure record        the script or its configuration is wrong: the leader ends the job, nobody is restarted
 0 after "finished"      the place is through
-0 of who has left       the place was given up on purpose
-0 otherwise             an error that names the worker, unless the document explains it within some seconds
+0 of who has left       no failure: a new life if the place is still wanted
+0 otherwise             an error that names the worker, unless a leader explains it within some seconds
 ======================  ================================================================================
 
 Counts start anew when a life of the place has been a member for 100 steps. A process that the document shows as gone
 is on its way out by itself and is killed if it takes longer than a second; a frozen one cannot know, so it gets the
-time in which most of them thaw.
+time in which most of them thaw. A member that should leave learns it from the document; a life that is none yet is
+asked by SIGTERM, and killed if it does not go.
 """
 
 import signal
@@ -23,7 +24,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TypeAlias
 
-from orch_core.contracts.document import Document, Failure, LifeState
+from orch_core.contracts.document import HAS_LEFT, Document, Failure, LifeState
 from orch_core.contracts.ids import PlaceId, Step, WorkerId, place_and_life, worker_id
 from orch_core.contracts.job import JobSpec, JobStatus
 from orch_core.protocol.member import EVICTED
@@ -36,7 +37,6 @@ DOOMED_S = 1.0  # from "gone" in the document to SIGKILL
 FROZEN_S = 10.0  # the same for a process that is stopped
 TERM_S = 3.0  # from SIGTERM to SIGKILL, when the job is over
 EXPLAIN_S = 5.0  # an exit code 0 may be ahead of the document that explains it
-HAS_LEFT = "has left"  # the document's word for who went on purpose
 
 
 class Order(Enum):
@@ -115,16 +115,22 @@ def observe(processes: Iterable[Process], document: Document | None, step: Step,
 
 
 def plan(
-    document: Document | None, spec: JobSpec, processes: Sequence[Process], now: float, order: Order = Order.RUN
+    document: Document | None,
+    spec: JobSpec,
+    processes: Sequence[Process],
+    now: float,
+    order: Order = Order.RUN,
+    heard_at: float | None = None,
 ) -> Verdict:
-    """One look. `processes`: every life that this agent has started, the dead ones included."""
+    """One look. `processes`: every life that this agent has started, the dead ones included. `heard_at`: when a leader
+    has spoken last."""
     living = [p for p in processes if p.alive]
     if order is Order.KILL:
         return Verdict(tuple(Kill(p.pid) for p in living))
     if order is Order.END or (document is not None and document.status.final) or _stopped_early(document, order):
         return _end(living, now)
-    verdicts = [_place(place, document, spec, processes, now, order) for place in _places(document, spec)]
-    verdicts += [_surplus(p, document, spec) for p in living]
+    verdicts = [_place(place, document, spec, processes, now, order, heard_at) for place in _places(document, spec)]
+    verdicts += [_surplus(p, document, spec, now) for p in living]
     verdicts += [_doomed(p, now) for p in living]
     looks = [v.next_look for v in verdicts if v.next_look is not None]
     return Verdict(
@@ -155,7 +161,7 @@ def _observe(process: Process, document: Document, step: Step, now: float) -> Pr
         process = replace(process, joined=joined, steps=max(process.steps, step - joined))
     if not process.left and _has_left(process.worker, document):
         process = replace(process, left=True)
-    if process.doomed_at is None and not process.left and _is_gone(process.worker, document):
+    if process.doomed_at is None and _is_gone(process.worker, document):
         process = replace(process, doomed_at=now)
     return process
 
@@ -198,15 +204,17 @@ def _end(living: Sequence[Process], now: float) -> Verdict:
 
 
 def _places(document: Document | None, spec: JobSpec) -> list[PlaceId]:
-    return [PlaceId(f"w{i}") for i in range(_wanted(document, spec))]
-
-
-def _wanted(document: Document | None, spec: JobSpec) -> int:
-    return document.wanted if document is not None else spec.workers
+    return [PlaceId(f"w{i}") for i in range(spec.workers)] if document is None else list(document.seats)
 
 
 def _place(
-    place: PlaceId, document: Document | None, spec: JobSpec, processes: Sequence[Process], now: float, order: Order
+    place: PlaceId,
+    document: Document | None,
+    spec: JobSpec,
+    processes: Sequence[Process],
+    now: float,
+    order: Order,
+    heard_at: float | None,
 ) -> Verdict:
     lives = sorted((p for p in processes if place_and_life(p.worker)[0] == place), key=lambda p: p.started_at)
     if any(p.alive for p in lives):
@@ -216,8 +224,8 @@ def _place(
         return Verdict()  # the leader ends the job
     if document is not None and document.finished is not None:
         return Verdict()
-    if last is not None and last.exit_code == 0:
-        return _exit_zero(last, document, order, now)
+    if last is not None and last.exit_code == 0 and not last.left:
+        return _exit_zero(last, document, order, now, heard_at)
     used = _used_restarts(lives, now)
     if last is not None and used > spec.max_restarts:
         return Verdict(failure=_used_up(last, spec))
@@ -229,13 +237,13 @@ def _place(
     return Verdict((Start(worker_id(place, _next_life(place, lives, document))),))
 
 
-def _exit_zero(last: Process, document: Document | None, order: Order, now: float) -> Verdict:
-    if last.left or order is not Order.RUN or (document is not None and document.stop):
+def _exit_zero(last: Process, document: Document | None, order: Order, now: float, heard_at: float | None) -> Verdict:
+    if order is not Order.RUN or (document is not None and document.stop):
         return Verdict()
     assert last.exited_at is not None
     due = last.exited_at + EXPLAIN_S
-    if now < due:
-        return Verdict(next_look=due)
+    if heard_at is None or heard_at < due:  # without a leader nobody can explain anything: its word is a hint
+        return Verdict(next_look=due if now < due else None)
     message = (
         f"{last.worker} ended with exit code 0 before training was finished: every worker must go through all of its "
         "batches; to end training early, call run.stop() or leave the loop after the same step on all workers"
@@ -292,12 +300,20 @@ def _next_life(place: PlaceId, lives: Sequence[Process], document: Document | No
     return max(known, default=0) + 1
 
 
-def _surplus(process: Process, document: Document | None, spec: JobSpec) -> Verdict:
-    """A place beyond the wanted number is asked to leave."""
-    index = int(place_and_life(process.worker)[0][1:])
-    if index < _wanted(document, spec) or process.asked_at is not None:
+def _surplus(process: Process, document: Document | None, spec: JobSpec, now: float) -> Verdict:
+    """A life that is told to leave before it is a member. Nobody waits for it."""
+    if document is None:
+        away, member = place_and_life(process.worker)[0] not in _places(None, spec), False
+    else:
+        mine = next((p for p in document.places if p.worker == process.worker), None)
+        away = document.sends_away(process.worker)
+        member = mine is not None and mine.state not in (LifeState.STARTING, LifeState.READY)
+    if not away or member:
         return Verdict()
-    return Verdict((Signal(process.pid, signal.SIGTERM),))
+    if process.asked_at is None:
+        return Verdict((Signal(process.pid, signal.SIGTERM),), next_look=now + TERM_S)
+    due = process.asked_at + TERM_S
+    return Verdict(next_look=due) if now < due else Verdict((Kill(process.pid),), next_look=now + TERM_S)
 
 
 def _doomed(process: Process, now: float) -> Verdict:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from orch_core.contracts.document import (
     EVENTS_KEPT,
+    HAS_LEFT,
     RECOVERIES_KEPT,
     VIEWS_KEPT,
     Cause,
@@ -42,6 +43,7 @@ from orch_core.contracts.ids import (
 )
 from orch_core.contracts.job import JobSpec, JobStatus
 from orch_core.contracts.status import Phase, ProcessReport, ProcessState, Progress, WorkerProgress, WorkerStatus
+from orch_core.protocol import orders
 from orch_core.protocol.evidence import (
     SILENCE_S,
     Heard,
@@ -86,11 +88,17 @@ def took_over(document: Document, term: Term, wall: float) -> Document:
 
 
 def command(document: Document, name: str, args: Mapping[str, str], wall: float) -> Document:
-    """What a person asked for. Raises ConfigurationError for an unknown command."""
+    """What a person asked for. Raises ConfigurationError for what makes no sense; carried out twice it is done once."""
     match name:
         case "stop":
             how = args.get("how", "stopped")
             return document if document.stop else _bump(document, _stop(document, how, wall))
+        case "scale" | "drain" | "evict":
+            changed = orders.carry_out(document, name, args)
+            if changed is None:
+                return document
+            new, text = changed
+            return _bump(document, _say(new, wall, name, text))
     raise ConfigurationError(f"{name!r} is no command of this job")
 
 
@@ -109,6 +117,8 @@ def decide(document: Document, observed: Observed, now: float, wall: float) -> D
         new = _form(new, observed, wall)
         new = _disagreement(new, observed)
     new = replace(new, status=_status(new), places=_places(new, observed))
+    gone = {p.worker for p in new.places if p.state is LifeState.GONE}
+    new = replace(new, draining=tuple(w for w in new.draining if w not in gone))
     return Decision(_bump(document, new) if new != document else None, again)
 
 
@@ -139,6 +149,7 @@ def progress(document: Document, observed: Observed) -> Progress:
 
 
 def _take_in(document: Document, observed: Observed, wall: float) -> Document:
+    document = _bury(document, observed, wall)  # before a later life takes the place, which would only prove a death
     document = _lives(document, observed, wall)
     document = _bury(document, observed, wall)
     document = _asked_to_stop(document, observed, wall)
@@ -177,7 +188,7 @@ def _lives(document: Document, observed: Observed, wall: float) -> Document:
 def _uncounted(place: Place, observed: Observed) -> bool:
     found = observed.report(place.worker)
     code = found[0].exit_code if found else None
-    return code in (0, EVICTED) or place.why.startswith("evicted")
+    return code in (0, EVICTED) or place.why == HAS_LEFT or place.why.startswith("evicted")
 
 
 def _relevant(document: Document) -> set[WorkerId]:
@@ -192,12 +203,14 @@ def _bury(document: Document, observed: Observed, wall: float) -> Document:
     for report, _ in observed.reports():
         if report.state is not ProcessState.EXITED or report.worker in ended:
             continue
-        if report.exit_code == 0 and document.finished is not None:
-            ended.append(report.worker)
+        members = document.view.workers if document.view is not None else ()
+        if report.exit_code == 0 and document.finished is not None and report.worker in members:
+            ended.append(report.worker)  # others never had the end
         if report.worker in dead or report.worker not in _relevant(document):
             continue
         dead.append(report.worker)
-        kind = "exited" if report.exit_code == 0 else "died"
+        expected = report.exit_code == 0 or _was_sent_away(report.worker, document)
+        kind = "exited" if expected else "died"
         document = _say(document, wall, kind, f"{report.worker} {_end_of(report)}", report.worker)
         if report.exit_code is not None and report.exit_code < 0 and report.note is not None:
             deaths.append(Death(report.worker, report.note.step, report.note.shard))
@@ -208,6 +221,12 @@ def _bury(document: Document, observed: Observed, wall: float) -> Document:
         deaths=tuple(deaths[-DEATHS_KEPT:]),
         ended=tuple(ended),
     )
+
+
+def _was_sent_away(worker: WorkerId, document: Document) -> bool:
+    """Told to leave before it was a member: whatever ends it then is no failure."""
+    waits = (LifeState.STARTING, LifeState.READY)
+    return document.sends_away(worker) and any(p.worker == worker and p.state in waits for p in document.places)
 
 
 def _end_of(report: ProcessReport) -> str:
@@ -355,12 +374,16 @@ def _next_view(document: Document, observed: Observed, now: float, wall: float) 
         return _start(document, ready, observed, now, wall, "the first view")
     change = _removals(document, view, observed, now)
     stay = [m for m in view.members if m.worker not in change.out]
+    if not stay and document.stop:
+        how = JobStatus.INTERRUPTED if document.stop == "interrupted" else JobStatus.STOPPED
+        return replace(document, status=how), None
+    if change.restart and (back := _on_their_way(document, view, observed)):
+        stay = [*back, *stay]  # whoever in there is further will be heard, and they give way: see `_removals`
+        change = replace(change, out={**change.out, **{m.worker: f"{m.worker} has not left yet" for m in back}})
     if not stay:
-        if document.stop:
-            how = JobStatus.INTERRUPTED if document.stop == "interrupted" else JobStatus.STOPPED
-            return replace(document, status=how), None
         return _start(document, ready, observed, now, wall, "every member is dead")
-    joiners = ready[: max(0, document.wanted - len(stay))]
+    room = document.wanted - sum(not _leaves(m.worker, document, observed) for m in stay)
+    joiners = ready[: max(0, room)]
     reasons = list(change.out.values())
     cause = change.cause
     if cause is None and joiners and document.formed == view.number:
@@ -374,6 +397,20 @@ def _next_view(document: Document, observed: Observed, now: float, wall: float) 
     return _install(document, members, cause, "; ".join(reasons), observed, wall, fresh=change.restart), change.again
 
 
+def _leaves(worker: WorkerId, document: Document, observed: Observed) -> bool:
+    status = observed.status(worker)
+    return document.sends_away(worker) or (status is not None and status.leaving)
+
+
+def _on_their_way(document: Document, view: View, observed: Observed) -> list[ViewMember]:
+    """Who was left out and has not gone: the view without it is not formed, so it still has its state."""
+    return [
+        ViewMember(p.worker, s.address if (s := observed.status(p.worker)) else p.address)
+        for p in document.places
+        if p.state is LifeState.LEAVING and p.worker not in view.workers and p.worker not in document.dead
+    ]
+
+
 def _ready(document: Document, observed: Observed) -> list[ViewMember]:
     """Living workers that wait to be taken in, in the order of their places."""
     if document.ended or document.finished is not None:
@@ -382,7 +419,7 @@ def _ready(document: Document, observed: Observed) -> list[ViewMember]:
     found = []
     for place in document.places:
         status = observed.status(place.worker)
-        waits = status is not None and status.phase is Phase.READY and not status.leaving
+        waits = status is not None and status.phase is Phase.READY and not _leaves(place.worker, document, observed)
         fine = place.worker not in document.dead and place.worker not in present and place.state is not LifeState.GONE
         if status is not None and waits and fine:
             found.append(ViewMember(place.worker, status.address))
@@ -410,28 +447,34 @@ def _removals(document: Document, view: View, observed: Observed, now: float) ->
     out: dict[WorkerId, str] = {w: _death_of(w, observed) for w in view.workers if w in document.dead}
     cause = Cause.DEATH if out else None
     living = [w for w in view.workers if w not in out]
-    keepers = {w for w in living if w in document.formed_members}
+    # In a view in which one that was leaving is back being a formed member proves nothing, until it is formed.
+    leavers = {p.worker for p in document.places if p.state is LifeState.LEAVING}
+    anew = view.fresh and document.formed != view.number and not leavers.isdisjoint(living)
+    keepers = {w for w in living if w in document.formed_members and not anew}
     restart = False
     if not keepers:
-        keepers = {w for w in living if holds_state(w, observed)}
+        keepers = _furthest({w for w in living if holds_state(w, observed)}, observed)
         if not keepers:
             restart, keepers = True, set(living)
     silent = [w for w in living if now >= silent_at(w, observed)]
+    # Who has spoken in this view without a state has none. Who has not may hold the last one, or the newest, and stays.
+    heard_in = {w for w in living if (s := observed.status(w)) and s.view == view.number}
+    unheard = set(living) - heard_in if anew else set()
     kept_silent = set(silent) if restart or not keepers - set(silent) else set()
     for worker in silent:
-        if worker not in kept_silent:
+        if worker not in kept_silent | unheard:
             out[worker] = f"{worker} was silent for {SILENCE_S:.0f} s"
             cause = cause or Cause.SILENCE
     keepers -= set(out)
-    pairs, judged_at = _ripe({p for p in broken_pairs(view, observed, out) if not p & kept_silent}, observed, now)
-    # Who has spoken in this view without a state has none. Who has not may hold the last one, and stays in a restart.
-    heard_in = {w for w in living if (s := observed.status(w)) and s.view == view.number}
+    pairs, judged_at = _ripe(
+        {p for p in broken_pairs(view, observed, out) if not p & (kept_silent | unheard)}, observed, now
+    )
     may_go = heard_in if restart else set(living)
     for loser, reason in _pair_losers(pairs, view, keepers, may_go, observed, now):
         out[loser] = reason
         keepers.discard(loser)
         cause = cause or Cause.UNREACHABLE
-    for worker in living:
+    for worker in () if restart or anew else living:
         status = observed.status(worker)
         if worker not in out and status is not None and status.leaving and keepers - {worker}:
             out[worker] = f"{worker} leaves"
@@ -445,9 +488,16 @@ def _removals(document: Document, view: View, observed: Observed, now: float) ->
     return _Change(out, cause, restart and cause is not None, again)
 
 
+def _furthest(holders: set[WorkerId], observed: Observed) -> set[WorkerId]:
+    """Those of them that are at most one step behind the most advanced."""
+    applied = {w: s.applied for w in holders if (s := observed.status(w)) and s.applied is not None}
+    return {w for w, step in applied.items() if step >= max(applied.values()) - 1}
+
+
 def _death_of(worker: WorkerId, observed: Observed) -> str:
     found = observed.report(worker)
-    return f"{worker} {_end_of(found[0]) if found else 'is dead'}"
+    known = found is not None and found[0].state is ProcessState.EXITED
+    return f"{worker} {_end_of(found[0]) if found and known else 'is dead'}"
 
 
 def _ripe(
@@ -500,7 +550,7 @@ def _blameless(document: Document, view: View, observed: Observed, now: float) -
         return None, None
     in_a_row = 0
     for earlier in reversed(document.views):
-        if earlier.cause is not Cause.BROKEN:
+        if earlier.cause is not Cause.BROKEN or earlier.at_step != view.at_step:
             break
         in_a_row += 1
     due = min(since) + min(BLAMELESS_S * 2**in_a_row, BLAMELESS_MAX_S)
@@ -557,6 +607,8 @@ def _form(document: Document, observed: Observed, wall: float) -> Document:
         return document
     statuses = {w: observed.status(w) for w in view.workers}
     first = view.number == 1
+    if not first and not any(s is not None and s.opened == view.number for s in statuses.values()):
+        return document  # who leaves waits for somebody's word that the others have the state
     for worker in view.workers:
         status = statuses[worker]
         reported = status is not None and status.opened == view.number
@@ -614,13 +666,17 @@ def _place(
     if place.state is LifeState.GONE:
         return place
     if place.worker in document.dead:
-        return replace(place, state=LifeState.GONE, why=_death_of(place.worker, observed))
-    was_member = place.state in (LifeState.MEMBER, LifeState.LEAVING)
-    if was_member and place.worker not in members:
-        leaves = status is not None and status.leaving
-        return replace(place, state=LifeState.GONE, why="has left" if leaves else "evicted from the view")
+        away = _was_sent_away(place.worker, document)
+        return replace(place, state=LifeState.GONE, why=HAS_LEFT if away else _death_of(place.worker, observed))
+    if place.state in (LifeState.MEMBER, LifeState.LEAVING) and place.worker not in members:
+        if not (place.state is LifeState.LEAVING or (status is not None and status.leaving)):
+            return replace(place, state=LifeState.GONE, why="evicted from the view")
+        if document.view is not None and document.formed != document.view.number:
+            return replace(place, state=LifeState.LEAVING)  # until it is sure that the others have the state
+        return replace(place, state=LifeState.GONE, why=HAS_LEFT)
     if place.worker in members:
-        state = LifeState.LEAVING if status is not None and status.leaving else LifeState.MEMBER
+        leaves = place.state is LifeState.LEAVING or _leaves(place.worker, document, observed)
+        state = LifeState.LEAVING if leaves else LifeState.MEMBER
     elif status is not None and status.phase is Phase.READY:
         state = LifeState.READY
     else:
@@ -630,6 +686,9 @@ def _place(
 
 def _worker_progress(place: Place, status: WorkerStatus | None) -> WorkerProgress:
     step = None if status is None or status.applied is None else Step(status.applied + 1)
+    doing = status.doing if status else "starting"
+    if place.state is LifeState.LEAVING:
+        doing = "leaves when another member holds the state"
     return WorkerProgress(
         id=place.worker,
         pid=place.pid,
@@ -637,7 +696,7 @@ def _worker_progress(place: Place, status: WorkerStatus | None) -> WorkerProgres
         state=place.state.value,
         shards=status.shards if status else (),
         step=step,
-        doing=status.doing if status else "starting",
+        doing=doing,
     )
 
 

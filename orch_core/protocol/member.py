@@ -13,7 +13,8 @@ Rules that keep positions within one step of each other:
 * a hello is the position at the moment the group was closed, and is never amended;
 * a group opens only when the hello of every other member is in and the own one is delivered to each of them;
 * any link of the view that breaks means: leave this view, say so, and wait for a higher one;
-* views may be skipped; what belongs to a lower one is dropped.
+* views may be skipped; what belongs to a lower one is dropped;
+* who leaves keeps its state until the view without it is formed, and comes back if nobody in there has one.
 
 All members compute the same :class:`Plan`, from the same view and the same hellos.
 """
@@ -257,7 +258,7 @@ class Member:
             self._left_out = view
             self.deadline = None
             return [CloseGroup(), *self._leave_if_free()]
-        self.view = view
+        self.view, self._left_out = view, None
         self._state = "closing"
         self._hellos, self._greeted = {}, set()
         self._early = {w: h for w, h in self._early.items() if h.view.number == view.number}
@@ -343,11 +344,18 @@ class Member:
             return []
         view = self.view
         positions = {w: self._position if w == self.me else self._hellos[w].position for w in view.workers}
+        if overtaken := _overtaken(positions):
+            return self._give_way() if self.me in overtaken else []  # there will be a view without them
         plan = make_plan(view, self.me, positions, self.shards, self.min_workers)
         if plan is None:
             return []  # nobody holds a state: only another view can help
         self._state, self.deadline, self._begins = "open", None, plan.step
         return [OpenGroup(plan)]
+
+    def _give_way(self) -> list[Effect]:
+        self._state, self.deadline = "over", None
+        why = f"{self.me} came back with a state that is not needed: the others are further"
+        return [CloseGroup(), Exit(0 if self.leaving else EVICTED, why)]
 
     def _break(self, number: ViewNumber, peer: WorkerId) -> list[Effect]:
         if (
@@ -403,6 +411,13 @@ def make_plan(
         next_moves=moves_between(view.workers, first, later),
         min_workers=min_workers,
     )
+
+
+def _overtaken(positions: dict[WorkerId, Position]) -> tuple[WorkerId, ...]:
+    """Who is more than one step behind: it was left out on its way and taken back when nobody else seemed to have a
+    state, and somebody had one after all. Members that were in every view are never so far apart."""
+    furthest = max((p.applied for p in positions.values() if p.applied is not None), default=BEFORE_FIRST_STEP)
+    return tuple(w for w, p in positions.items() if p.applied is not None and p.applied < furthest - 1)
 
 
 def difference(me: WorkerId, ours: tuple[str, ...], other: WorkerId, theirs: tuple[str, ...]) -> str:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
+from orch_core.contracts.document import Document
 from orch_core.coordinator import lead
-from orch_core.protocol import cluster, deal, evidence, member
+from orch_core.protocol import cluster, deal, evidence, member, orders
 from orch_core.testing.simulator.agent import Agent
 from orch_core.testing.simulator.script import Script
 from orch_core.testing.simulator.worker import Worker
@@ -316,6 +317,47 @@ _ALL = (
         "last-holder-leaves",
         "the last member with the state cannot leave",
         (cluster, "_removals", "status.leaving and keepers - {worker}", "status.leaving"),
+    ),
+    _mutant(
+        "leaver-gone-at-once",
+        "who leaves goes when the view without it is formed",
+        (member.Member, "_leave_if_free", "if self._formed < self._left_out.number:", "if False:"),
+    ),
+    _mutant(
+        "formed-without-a-word",
+        "a view is formed when a member has said in it that it holds the state",
+        (cluster, "_form", "if not first and not any(", "if False and not any("),
+    ),
+    _mutant(
+        "gone-before-formed",
+        "who leaves is gone once the view without it is formed",
+        (cluster, "_place", "document.formed != document.view.number", "False"),
+    ),
+    _mutant(
+        "leaver-not-taken-back",
+        "who has not left yet comes back if nobody in the view holds a state",
+        (cluster, "_next_view", "change.restart and (back", "False and (back"),
+    ),
+    _mutant(
+        "unheard-parted-from-who-came-back",
+        "... and nobody goes then who has not said what it holds",
+        (cluster, "_removals", "set(living) - heard_in if anew else set()", "set()"),
+    ),
+    _mutant(
+        "overtaken-goes-on",
+        "who came back and is more than a step behind gives way",
+        (member, "_overtaken", "p.applied < furthest - 1", "False"),
+    ),
+    _mutant(
+        "drained-place-filled",
+        "a drained place stays empty",
+        (Document, "sends_away", "place_and_life(worker)[0] not in self.seats", "False"),
+        (orders, "_seated", "drained=drained", "drained=()"),
+    ),
+    _mutant(
+        "last-place-kept",
+        "a leaving member takes no seat from who waits",
+        (cluster, "_next_view", "sum(not _leaves(m.worker, document, observed) for m in stay)", "len(stay)"),
     ),
     _mutant(
         "formed-on-arrival",

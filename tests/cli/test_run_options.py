@@ -52,7 +52,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         args=(),
         workers=4,
         min_workers=1,
-        max_workers=4,
+        max_workers=12,
         shards=12,
         seed=0,
         sync="allreduce",
@@ -64,6 +64,11 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         job=None,
         summary=None,
     )
+
+
+def test_a_job_may_be_scaled_to_as_many_workers_as_there_are_shards() -> None:
+    assert parse_run(["--workers", "2", "--shards", "6", "train.py"]).max_workers == 6
+    assert parse_run(["--workers", "8", "--shards", "6", "train.py"]).max_workers == 8
 
 
 def test_workers_default_to_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

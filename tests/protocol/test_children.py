@@ -4,11 +4,22 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orch_core.contracts.document import Cause, Document, Finished, LifeState, Place, Training, View, ViewMember
+from orch_core.contracts.document import (
+    HAS_LEFT,
+    Cause,
+    Document,
+    Finished,
+    LifeState,
+    Place,
+    Training,
+    View,
+    ViewMember,
+)
 from orch_core.contracts.ids import Step, ViewNumber, WorkerId, place_and_life
 from orch_core.contracts.job import JobSpec, JobStatus
 from orch_core.protocol import children
 from orch_core.protocol.children import Kill, Order, Process, Signal, Start, observe, plan, prune
+from orch_core.protocol.member import EVICTED
 
 SPEC = JobSpec(name="job", workers=2, max_restarts=2)
 DOCUMENT = Document(job=SPEC, started_at=0.0, wanted=2)
@@ -126,22 +137,37 @@ def test_a_failure_record_is_never_restarted_and_left_to_the_leader():
 
 def test_exit_zero_before_the_end_is_an_error_that_names_the_worker_unless_it_is_explained_in_time():
     lives = (dead("w0.1", 0, at=10.0), OTHER)
-    early = plan(DOCUMENT, SPEC, lives, 10.0)
+    early = plan(DOCUMENT, SPEC, lives, 10.0, heard_at=10.0)
     assert early.failure is None
     assert early.actions == ()
-    failure = plan(DOCUMENT, SPEC, lives, early.next_look).failure
+    failure = plan(DOCUMENT, SPEC, lives, early.next_look, heard_at=early.next_look).failure
     assert "w0.1 ended with exit code 0 before training was finished" in failure.message
     document = replace(with_view("w0.1", "w1.1"), finished=FINISHED)
     assert plan(document, SPEC, lives, 99.0) == children.Verdict()
 
 
-def test_who_has_left_on_purpose_is_not_replaced_nor_killed():
-    document = with_place("w0.1", LifeState.GONE, why=children.HAS_LEFT)
-    (leaver,) = observe((alive("w0.1"),), document, Step(3), 1.0)
+def test_an_exit_zero_is_not_judged_while_no_leader_is_heard():
+    lives = (dead("w0.1", 0, at=10.0), OTHER)
+    for heard_at in (None, 9.0, 14.9):
+        assert plan(DOCUMENT, SPEC, lives, 99.0, heard_at=heard_at) == children.Verdict()
+    assert plan(DOCUMENT, SPEC, lives, 99.0, heard_at=98.0).failure is not None
+
+
+def test_who_is_on_its_way_out_is_not_killed_while_the_others_may_need_its_state():
+    (leaver,) = observe((alive("w0.1"),), with_place("w0.1", LifeState.LEAVING), Step(3), 1.0)
     assert leaver.left
     assert leaver.doomed_at is None
+    (leaver,) = observe((leaver,), with_place("w0.1", LifeState.GONE, why=HAS_LEFT), Step(3), 2.0)
+    assert leaver.doomed_at == 2.0
+
+
+def test_a_life_that_has_left_is_followed_by_another_while_its_place_is_wanted():
+    document = with_place("w0.1", LifeState.GONE, why=HAS_LEFT)
     (leaver,) = observe((dead("w0.1", 0),), document, Step(3), 1.0)
-    assert plan(document, SPEC, (leaver, OTHER), LONG + 100) == children.Verdict()
+    spec = replace(SPEC, max_restarts=0)
+    assert plan(document, spec, (leaver, OTHER), LONG).actions == (Start("w0.2"),)
+    drained = replace(document, wanted=1, drained=("w0",))
+    assert plan(drained, spec, (leaver, OTHER), LONG) == children.Verdict()
 
 
 def test_nobody_is_started_after_the_end():
@@ -152,6 +178,13 @@ def test_nobody_is_started_after_the_end():
 def test_when_all_holders_died_behind_the_end_training_starts_again():
     document = with_view("w0.1", "w1.1")  # the leader has taken "finished" back
     assert plan(document, SPEC, (dead("w0.1", -9), dead("w1.1", -9)), LONG).actions == (Start("w0.2"), Start("w1.2"))
+
+
+def test_who_came_after_the_end_is_followed_by_another_life_if_all_holders_die_behind_it():
+    document = replace(with_view("w0.1"), end_at=3)
+    lives = (dead("w0.1", -9), dead("w1.2", EVICTED))
+    verdict = plan(document, SPEC, lives, LONG + children.EXPLAIN_S, heard_at=LONG + children.EXPLAIN_S)
+    assert (verdict.actions, verdict.failure) == ((Start("w0.2"), Start("w1.3")), None)
 
 
 def test_who_is_gone_in_the_document_is_killed_a_second_later():
@@ -202,10 +235,22 @@ def test_an_order_to_kill_needs_no_document():
     assert plan(None, SPEC, (alive("w0.1"), dead("w1.1", 1)), 1.0, Order.KILL).actions == (Kill(100),)
 
 
-def test_a_place_too_many_is_asked_to_leave_once():
+def test_a_life_too_many_that_is_no_member_yet_is_asked_to_leave_once_and_killed_if_it_does_not():
     document = replace(DOCUMENT, wanted=1)
     assert plan(document, SPEC, (alive("w0.1"), OTHER), 1.0).actions == (Signal(101, signal.SIGTERM),)
-    assert plan(document, SPEC, (alive("w0.1"), process("w1.1", 101, asked_at=1.0)), 2.0).actions == ()
+    asked = (alive("w0.1"), process("w1.1", 101, asked_at=1.0))
+    assert plan(document, SPEC, asked, 2.0).actions == ()
+    assert plan(document, SPEC, asked, 1.0 + children.TERM_S).actions == (Kill(101),)
+
+
+def test_a_member_too_many_learns_it_from_the_document():
+    document = replace(with_place("w1.1", LifeState.MEMBER), wanted=1)
+    assert plan(document, SPEC, (alive("w0.1"), OTHER), 1.0).actions == ()
+
+
+def test_a_drained_place_is_left_empty_and_a_higher_one_filled():
+    document = replace(DOCUMENT, drained=("w0",))
+    assert plan(document, SPEC, (), 1.0).actions == (Start("w1.1"), Start("w2.1"))
 
 
 def test_what_no_rule_asks_for_is_forgotten():
@@ -229,11 +274,11 @@ def test_a_place_is_restarted_as_often_as_allowed_and_never_with_an_old_id(codes
     now, lives = 0.0, ()
     used, ids = 0, set()
     for code, length in zip(codes, lengths, strict=False):
-        verdict = plan(document, spec, lives, now)
+        verdict = plan(document, spec, lives, now, heard_at=now)
         while not verdict.actions and verdict.failure is None and verdict.next_look is not None:
             assert verdict.next_look > now
             now = verdict.next_look
-            verdict = plan(document, spec, lives, now)
+            verdict = plan(document, spec, lives, now, heard_at=now)
         recent = [p for p in lives if p.counts and now - p.exited_at < children.WINDOW_S]
         if verdict.failure is not None:
             assert lives[-1].exit_code == 0 or len(recent) > allowed

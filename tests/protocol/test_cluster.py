@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -22,7 +23,7 @@ from orch_core.protocol.cluster import (
 from orch_core.protocol.evidence import SILENCE_S
 
 A, B, C = WorkerId("w0.1"), WorkerId("w1.1"), WorkerId("w2.1")
-A2, B2 = WorkerId("w0.2"), WorkerId("w1.2")
+A2, B2, C2 = WorkerId("w0.2"), WorkerId("w1.2"), WorkerId("w2.2")
 AGENT = AgentId("agent")
 TRAINING = Training(1, 10, 1)
 
@@ -78,6 +79,13 @@ class Job:
             assert decision.document.revision == self.document.revision + 1
             self.document = decision.document
         raise AssertionError("decide does not come to rest")
+
+    def goes_on(self, *workers, applied=3, **more):
+        """They say that they hold the state in the present view."""
+        for worker in workers:
+            number = self.view.number
+            self.says(worker, applied=Step(applied), view=number, opened=number, opened_step=Step(applied + 1), **more)
+        return self.decides()
 
     @property
     def view(self):
@@ -142,7 +150,7 @@ def test_a_new_leader_counts_itself_and_says_so():
 
 
 def test_the_next_life_joins_when_the_view_is_formed():
-    job = running(A, B).dies(B).decides()
+    job = running(A, B).dies(B).decides().goes_on(A)
     job.ready(B2).decides()
     assert job.members == (A, B2)
     assert job.view.cause is Cause.JOIN
@@ -152,7 +160,9 @@ def test_the_next_life_joins_when_the_view_is_formed():
 
 
 def test_nobody_joins_a_view_that_is_not_formed():
-    job = running(A, B).dies(B).decides().ready(B2).decides()
+    job = running(A, B).dies(B).decides()
+    assert job.ready(B2).decides().members == (A,)
+    job.goes_on(A)
     job.document = replace(job.document, wanted=3)
     job.ready(C).decides()
     assert job.members == (A, B2)
@@ -241,10 +251,10 @@ def test_who_has_just_missed_a_heartbeat_gets_the_time_to_speak():
     assert job.members == (B,)
 
 
-def broken(job, *workers):
+def broken(job, *workers, applied=3):
     number = job.view.number
     for worker in workers:
-        job.says(worker, applied=Step(3), view=number, opened=number, broken=number)
+        job.says(worker, applied=Step(applied), view=number, opened=number, broken=number)
     return job.decides()
 
 
@@ -265,6 +275,17 @@ def test_views_that_break_in_a_row_are_replaced_ever_more_slowly():
     assert waited[-1] == pytest.approx(BLAMELESS_MAX_S)
 
 
+def test_a_view_that_breaks_does_not_wait_longer_for_those_that_broke_long_before():
+    job, waited = running(A, B), []
+    for applied in range(3, 900, 100):
+        broken(job, A, B, applied=applied)
+        waited.append(job.again - job.now)
+        job.decides(after=waited[-1])
+        assert job.view.cause is Cause.BROKEN
+        job.goes_on(A, B, applied=applied)
+    assert max(waited) <= 2 * BLAMELESS_S + 1e-6
+
+
 def test_a_death_explains_a_broken_view():
     job = broken(running(A, B), A).dies(B).decides()
     assert job.view.cause is Cause.DEATH
@@ -274,21 +295,83 @@ def test_who_asks_to_leave_is_left_out_if_another_holds_the_state():
     job = running(A, B)
     job.says(A, applied=Step(3), view=ViewNumber(1), leaving=True).decides()
     assert job.members == (B,)
-    assert (job.view.cause, job.places()[A]) == (Cause.LEAVE, LifeState.GONE)
+    assert (job.view.cause, job.places()[A]) == (Cause.LEAVE, LifeState.LEAVING)
+    job.says(B, applied=Step(3), view=ViewNumber(2), opened=ViewNumber(2)).decides()
+    assert (job.document.formed, job.places()[A]) == (2, LifeState.GONE)
     job.says(B, applied=Step(3), view=ViewNumber(2), leaving=True).decides()
     assert job.members == (B,)
     assert job.places()[B] is LifeState.LEAVING
 
 
+def test_leaving_is_no_failure_and_no_restart():
+    job = running(A, B).says(A, applied=Step(3), view=ViewNumber(1), leaving=True).decides().goes_on(B)
+    job.dies(A, code=0).decides().ready(A2).decides()
+    assert job.members == (B, A2)
+    assert [v.cause for v in job.document.views] == [Cause.START, Cause.LEAVE, Cause.JOIN]
+    assert job.document.restarts == 0
+
+
+def test_who_leaves_comes_back_if_the_others_die_before_they_have_said_that_they_hold_the_state():
+    job = running(A, B)
+    job.says(A, applied=Step(3), view=ViewNumber(1), leaving=True).decides()
+    assert job.members == (B,)
+    job.dies(B).decides()
+    assert (job.members, job.view.fresh, job.view.cause) == ((A,), True, Cause.RESTART)
+    job.goes_on(A, leaving=True)
+    assert (job.document.formed, job.document.lost_steps) == (3, 0)
+    assert job.places()[A] is LifeState.LEAVING
+
+
+def test_who_has_not_spoken_in_a_view_with_one_that_came_back_is_not_sent_away():
+    job = running(A, B, C)
+    job.says(A, applied=Step(3), view=ViewNumber(1), leaving=True).dies(C).decides().ready(C2).decides()
+    job.goes_on(B).decides()
+    assert job.members == (B, C2)
+    job = running(A, B).ready(C)
+    job.document = replace(job.document, wanted=3)
+    job.says(A, applied=Step(3), view=ViewNumber(1), leaving=True).decides()
+    assert job.members == (B, C)
+    job.dies(B).decides()
+    assert job.members == (A, C)
+    job.goes_on(A, leaving=True).reports(C, ProcessState.STOPPED)
+    assert job.decides(after=SILENCE_S + 1).members == (A, C)
+    job.says(C, applied=Step(9), view=job.view.number).agent().decides(after=0.1)
+    assert job.dies(A, code=0).decides().members == (C,)
+    assert not job.view.fresh
+
+
+def test_a_leaving_member_takes_no_seat_from_who_waits():
+    job = running(A, B).dies(A).decides().goes_on(B)
+    job.document = command(job.document, "scale", {"workers": "1"}, 0.0)
+    job.decides()
+    assert (job.members, job.places()[B]) == ((B,), LifeState.LEAVING)
+    job.goes_on(B, leaving=True).ready(A2).decides()
+    assert job.members == (B, A2)
+    job.goes_on(A2, B, leaving=False).goes_on(B, leaving=True)
+    assert job.members == (A2,)
+
+
+def test_who_is_sent_away_before_it_is_a_member_has_not_failed():
+    job = running(A).ready(B)
+    job.document = replace(job.document, wanted=2, draining=(B,))
+    assert job.decides().members == (A,)
+    job.dies(B, code=-15).decides()
+    assert job.places()[B] is LifeState.GONE
+    assert job.document.draining == ()
+    job.ready(B2).decides()
+    assert (job.members, job.document.restarts) == ((A, B2), 0)
+    assert "died" not in {e.kind for e in job.document.events}
+
+
 def test_if_all_formed_members_are_dead_a_reported_holder_stays():
-    job = running(A, B).dies(B).decides().ready(B2).decides()
+    job = running(A, B).dies(B).decides().goes_on(A).ready(B2).decides()
     job.says(B2, applied=Step(3), view=job.view.number).dies(A).decides()
     assert job.members == (B2,)
     assert not job.view.fresh
 
 
 def test_if_nobody_reports_a_state_every_living_member_stays_in_a_fresh_view():
-    job = running(A, B).dies(B).decides().ready(B2).decides()
+    job = running(A, B).dies(B).decides().goes_on(A).ready(B2).decides()
     job.says(B2, view=job.view.number).dies(A).decides()
     assert (job.members, job.view.fresh, job.view.cause) == ((B2,), True, Cause.RESTART)
 
@@ -380,6 +463,15 @@ def test_who_started_too_late_for_the_end_does_not_keep_it():
     assert job.ready(B2).decides().members == (A2, B2)
 
 
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_life_that_came_after_the_end_does_not_count_as_one_that_had_it(code):
+    job = finished(running(A, B), A, B).dies(B).runs(B2).dies(B2, code=code).decides()
+    assert job.document.ended == ()
+    assert job.document.finished == done()
+    job.dies(A).decides()
+    assert (job.document.finished, job.document.end_at) == (None, 10)
+
+
 def test_a_final_document_stays_as_it_is():
     job = finished(running(A), A).dies(A, code=0).decides()
     before = job.document
@@ -426,6 +518,20 @@ def test_a_shard_that_kills_three_carriers_ends_the_job():
     job.dies(B, note=note).dies(C, note=note).decides()
     assert job.document.status is JobStatus.FAILED
     assert "shard 2 of step 4" in job.document.failure.message
+
+
+def test_carriers_that_die_in_turn_are_told_and_counted_although_the_agent_has_replaced_them_at_once():
+    job, note = running(A, B), Note(Step(4), Shard(2))
+    lives = [WorkerId(f"w1.{life}") for life in range(1, 5)]
+    for life, following in pairwise(lives):
+        assert job.document.failure is None
+        job.processes[life] = ProcessReport(life, 1, ProcessState.EXITED, exit_code=-9, note=note)
+        job.runs(following).decides()  # one word of the agent about both
+        job.goes_on(A).ready(following).decides()
+        job.goes_on(A, following)
+    assert job.document.failure.kind == "poison"
+    assert "shard 2 of step 4" in job.document.failure.message
+    assert [e.worker for e in job.document.events if e.kind == "died"] == lives[:3]
 
 
 def test_deaths_on_different_shards_are_no_poison():

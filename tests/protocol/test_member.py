@@ -128,9 +128,9 @@ def test_what_belongs_to_a_lower_view_is_dropped():
 def test_the_first_hello_of_a_peer_counts():
     seen = view(1, A, B)
     member = greeting(seen=seen)
-    fed(member, HelloReceived(hello(seen, B, Position(Step(4)))))
+    fed(member, HelloReceived(hello(seen, B, Position(Step(0)))))
     fed(member, HelloReceived(hello(seen, B, Position(Step(9)))))
-    assert plan_in(fed(member, Greeted(seen.number, B))).step == 5
+    assert plan_in(fed(member, Greeted(seen.number, B))).step == 1
 
 
 def test_a_hello_of_who_is_no_member_is_dropped():
@@ -229,6 +229,26 @@ def test_who_leaves_goes_when_the_others_hold_the_state():
     assert fed(member, ViewSeen(view(2, B))) == [CloseGroup()]
     assert fed(member, FormedSeen(ViewNumber(1))) == []
     assert fed(member, FormedSeen(ViewNumber(2)))[0].code == 0
+
+
+def test_who_was_left_out_on_its_way_can_be_taken_back():
+    member = opened()
+    fed(member, Leave(), ViewSeen(view(2, B)))
+    again = view(3, A, C, fresh=True)
+    assert fed(member, ViewSeen(again)) == [CloseGroup()]
+    fed(member, GroupClosed(Position(Step(4))), HelloReceived(hello(again, C, Position(None))))
+    assert plan_in(fed(member, Greeted(again.number, C))).without_state == (C,)
+    assert fed(member, FormedSeen(ViewNumber(3))) == []
+
+
+def test_who_comes_back_with_an_old_state_gives_way_and_nobody_opens_that_view():
+    seen = view(3, A, C, fresh=True)
+    late = greeting(A, seen, Position(Step(4)))
+    fed(late, Leave(), HelloReceived(hello(seen, C, Position(Step(6)))))
+    effects = fed(late, Greeted(seen.number, C))
+    assert (kinds(effects), effects[1].code) == ([CloseGroup, Exit], 0)
+    ahead = greeting(C, seen, Position(Step(6)))
+    assert fed(ahead, HelloReceived(hello(seen, A, Position(Step(4)))), Greeted(seen.number, A)) == []
 
 
 def test_who_leaves_before_it_is_a_member_goes_at_once():

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from orch_core.contracts.document import Cause
+from orch_core.contracts.document import Cause, Finished, Training
 from orch_core.contracts.ids import Step, WorkerId
 from orch_core.dataplane.group import Blob
 from orch_core.dataplane.tcp import Kind
+from orch_core.protocol.member import EVICTED
 from orch_core.testing.control import ControlPlane, until
 from orch_core.worker.handover import Announcement, Handover, Offer
 from orch_core.worker.keeper import Keeper, RecoveryClock, steps_per_s
@@ -150,6 +151,25 @@ def test_a_worker_that_comes_when_the_job_runs_hears_so_and_is_taken_in():
                 assert late.offer.plan.donor == "w0.1"
             finally:
                 await asyncio.to_thread(late.stop)
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_comes_after_the_end_makes_room_as_one_that_was_left_out():
+    async def scenario():
+        async with job("w0.1") as (plane, (member,)):
+            await until(lambda: bool(member.members()), HANG_S)
+            member.handover.tell_now(done=Finished(0, "digest", "weights", {}, Training(1, 8, 8)))
+            assert await asyncio.to_thread(member.ended.wait, HANG_S)  # the end is committed
+            late = Member(plane, "w1.1")
+            late.keeper.start()
+            try:
+                await until(lambda: bool(late.left), HANG_S)
+                assert late.left[0] == (EVICTED, "the job has ended without this worker")
+                assert member.left == []
+            finally:
+                late.keeper.close()
+                late.handover.end()
 
     asyncio.run(scenario())
 

@@ -25,6 +25,7 @@ class Agent(Client):
         self.document: Document | None = None
         self.processes: dict[WorkerId, children.Process] = {}
         self.stop = ""
+        self.heard_at: float | None = None
         self._by_pid: dict[int, Worker] = {}
         self._sequence = 0
         self._due: float | None = None
@@ -35,6 +36,7 @@ class Agent(Client):
         self.later(HEARTBEAT_S * self.world.rng.random(), self._heartbeat)
 
     def receive(self, connection: Connection, payload: Any) -> None:
+        self.heard_at = self.world.now
         if self.document is None or payload.revision > self.document.revision:
             self.document = payload
             self._look()
@@ -88,7 +90,9 @@ class Agent(Client):
     def _look(self) -> None:
         now = self.world.now
         self.processes = {p.worker: p for p in children.observe(self.processes.values(), self.document, Step(0), now)}
-        verdict = children.plan(self.document, self.simulation.spec, list(self.processes.values()), now)
+        verdict = children.plan(
+            self.document, self.simulation.spec, list(self.processes.values()), now, heard_at=self.heard_at
+        )
         if verdict.failure is not None:
             raise Violation(verdict.failure.message)
         for action in verdict.actions:

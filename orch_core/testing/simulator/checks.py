@@ -6,7 +6,7 @@ Each is checked where its terms change: at a commit of the document, at an opene
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orch_core.contracts.document import Cause, Document, View
+from orch_core.contracts.document import Cause, Document, LifeState, View
 from orch_core.contracts.ids import BEFORE_FIRST_STEP, Shard, Step, ViewNumber, WorkerId, place_and_life
 from orch_core.contracts.job import JobStatus
 from orch_core.contracts.status import Phase
@@ -64,16 +64,17 @@ class Checks:
         hold(after.number == (before.number + 1 if before is not None else 1), "numbers only grow, by one")
         hold(not old.ended and not new.ended, "nobody is admitted after an exit 0")
         self.views[after.number] = after
-        self._members(before, after)
+        self._members(old, after)
         if before is not None:
             self._keeps(old, before, after)
 
-    def _members(self, before: View | None, after: View) -> None:
+    def _members(self, old: Document, after: View) -> None:
+        before = old.view
         places = [place_and_life(w)[0] for w in after.workers]
         hold(len(set(places)) == len(places), f"one life of each place: {after.workers}")
         hold(bool(after.workers), "a view has members")
-        returned = self.left & set(after.workers)
-        hold(not returned, f"an id that has left a view never returns: {returned}")
+        for worker in self.left & set(after.workers):
+            self._returns(worker, old, after)
         if before is None:
             return
         for worker in before.workers:
@@ -81,20 +82,32 @@ class Checks:
                 self.left.add(worker)
                 self._blamed(worker, after)
 
+    def _returns(self, worker: WorkerId, old: Document, after: View) -> None:
+        """An id that has left a view never returns, unless it had not gone yet and nobody else seems to have a state.
+        That it is too old to be of use is found out when the hellos are in: see `opened`."""
+        hold(after.fresh, f"{worker} returns, and that is no restart")
+        on_its_way = any(p.worker == worker and p.state is LifeState.LEAVING for p in old.places)
+        hold(on_its_way, f"{worker} returns, and was not on its way")
+        self.left.discard(worker)
+
     def _blamed(self, worker: WorkerId, after: View) -> None:
         process = self.simulation.workers[worker]
         fair = not process.alive or process.member.leaving or self.simulation.was_faulty(process.host)
+        fair = fair or any(not self.simulation.workers[w].alive for w in after.workers)  # dead, and nobody knows
         hold(fair, f"nobody is blamed without a reason, and {worker} was: {after.reason}")
 
     def _keeps(self, old: Document, before: View, after: View) -> None:
         formed = set(old.formed_members)
         if formed & set(after.workers):
-            hold(not after.fresh, "a view with a formed member is not fresh")
+            back = formed & set(after.workers) - set(before.workers)
+            hold(not after.fresh or bool(back), "a view with a formed member is not fresh")
             return
         living = [w for w in formed if w in before.workers and self.simulation.workers[w].alive]
         hold(not living, f"view {after.number} keeps none of the formed {sorted(formed)}, and {living} live")
         workers = self.simulation.workers
-        holding = [w for w in before.workers if workers[w].alive and workers[w].script.applied is not None]
+        worthless = BEFORE_FIRST_STEP if before.fresh and before.number > 1 else None  # it has just begun anew
+        applied = {w: workers[w].script.applied for w in before.workers if workers[w].alive}
+        holding = [w for w, step in applied.items() if step not in (None, worthless)]
         kept = set(holding) & set(after.workers)
         hold(bool(kept) or not holding, f"view {after.number} keeps none of {holding}, who hold a state")
         stateful = [w for w in after.workers if workers[w].script.applied is not None]  # some may just have died
@@ -150,7 +163,7 @@ class Checks:
             applied |= {BEFORE_FIRST_STEP}
         hold(max(applied) - min(applied) <= 1, f"positions in one view differ by at most one step: {said}")
         hold(max(applied) == plan.step - 1, "a view goes on from the most advanced")
-        if plan.view.fresh:
+        if plan.view.fresh and number == max(self.plans):  # one that slept may open an old view, and goes at once
             lost = max(0, self.furthest - plan.step + 1)
             self.lost_steps += lost
             self.furthest = Step(plan.step - 1)

@@ -8,6 +8,7 @@ The leader drives the real `cluster.decide` with the real judge's clock, as `coo
 from typing import TYPE_CHECKING, Any
 
 from orch_core.contracts.document import Document
+from orch_core.contracts.errors import ConfigurationError
 from orch_core.contracts.ids import AgentId, Term, WorkerId, place_and_life
 from orch_core.contracts.status import AgentStatus, WorkerStatus
 from orch_core.coordinator.lead import IDLE_S, PENDING_S, SHORTEST_S, JudgeClock
@@ -197,6 +198,12 @@ class Coordinator(Process):
             self._awake = True
             self.later(0.0002, self._wake, -1)
 
+    def command(self, name: str, **args: str) -> None:
+        """A person asks; what is no command of this job is refused."""
+        self.world.say(f"orch {name} {args}")
+        self._commands.append((name, args))
+        self.later(0.0002, self._look)
+
     def lost(self, connection: Connection) -> None:
         name = connection.peer_of(self).name
         if self.clients.get(name) is connection:
@@ -215,6 +222,7 @@ class Coordinator(Process):
         self._in_flight = False
         self._awake = False
         self._timer = 0
+        self._commands: list[tuple[str, dict[str, str]]] = []
 
     def _wake(self, timer: int) -> None:
         if timer >= 0 and timer != self._timer:
@@ -240,6 +248,15 @@ class Coordinator(Process):
     def _look(self, *, only_if_due: bool = False) -> None:
         if self._in_flight or self.document is None:
             return
+        while self._commands:
+            try:
+                document = cluster.command(self.document, *self._commands.pop(0), self.world.now)
+            except ConfigurationError as error:
+                self.world.say(f"refused: {error}")
+                continue
+            if document.revision != self.document.revision:
+                self._commit(document)
+                return
         now = self._judge.wake()
         if not only_if_due or (self._again is not None and now >= self._again):
             decision = cluster.decide(self.document, self._observed, now, self.world.now)

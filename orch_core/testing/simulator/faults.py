@@ -218,6 +218,21 @@ class Nemesis:
             self.world.say(f"SIGTERM to {worker.name}")
             worker.later(0.0, worker.terminate)
 
+    def _scale(self) -> None:
+        self.order("scale", workers=str(self.world.rng.randint(1, self.swarm.max_workers)))
+
+    def _orch_drain(self) -> None:
+        living = self.simulation.living()
+        if living:
+            replaced = self.world.rng.choice(("yes", "no"))
+            self.order("drain", worker=self.world.rng.choice(living).id, replace=replaced)
+
+    def order(self, name: str, **args: str) -> None:
+        """What a person asks of whoever leads."""
+        leader = self.simulation.register.leader
+        if leader is not None and leader.alive and leader.leads:
+            leader.command(name, **args)
+
     def _orch_stop(self) -> None:
         if self.world.chance(0.3):
             self.simulation.agent.stop = "stopped"

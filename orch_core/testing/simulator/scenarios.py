@@ -284,7 +284,14 @@ def two_lives_of_a_place_are_never_in_one_view(seed: int, trace: Callable[[str],
         lambda: play.living("w0.1") and play.applied("w0.1") == 0,
         lambda: play.worker("w2.1").later(0.0, play.worker("w2.1").terminate),  # so that a seat is free
     )
-    play.when(lambda: len(play.view()) == 2, lambda: play.nemesis.cut(("agent", "c0")), play.kill("w1.1"))
+
+    def two_have_formed_it() -> bool:
+        document = play.document
+        return len(play.view()) == 2 and document is not None and document.formed == 2
+
+    play.when(two_have_formed_it, lambda: play.nemesis.cut(("agent", "c0")), play.kill("w1.1"))
+    play.when(lambda: play.living("w2.2"), play.stop("w2.2"))  # ... and stays free
+    play.after(3.0, play.thaw("w2.2"))
     play.when(lambda: "w1.2" in play.view(), play.met("reached"))
     play.after(3.0, lambda: play.nemesis.mend(("agent", "c0")))
     return play.simulation
@@ -342,6 +349,132 @@ def the_last_holder_does_not_leave(seed: int, trace: Callable[[str], None] | Non
         lambda: play.after(0.5, play.thaw("w1.2"), play.met("reached")),
     )
     play.expect("the state is not lost", lambda: not play.simulation.restarted)
+    return play.simulation
+
+
+@scenario
+def who_leaves_comes_back_if_the_others_die_first(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """The view without it is committed, and its only member dies before it has said that it holds the state."""
+    play = Play(seed, trace, workers=2, steps=8, pass_s=0.2)
+    play.when(
+        lambda: play.living("w0.1") and play.applied("w0.1") == play.applied("w1.1") == 1,
+        lambda: play.worker("w1.1").later(0.0, play.worker("w1.1").terminate),
+    )
+    play.when(lambda: play.living("w1.1") and play.worker("w1.1").member.leaving, play.stop("w0.1"))
+    play.when(lambda: play.view() == ("w0.1",), lambda: play.after(0.3, play.kill("w0.1"), play.met("reached")))
+    play.expect("the living state is not lost", lambda: play.simulation.checks.lost_steps == 0)
+    return play.simulation
+
+
+def _left_to_a_joiner(play: Play, then: Callable[[], None]) -> None:
+    """w1.1 is left out of the view of w0.1 and w2.2, which train far ahead, and no coordinator hears of it."""
+
+    def isolate() -> None:
+        play.nemesis.cut(("w0", "c0"), ("w2", "c0"))
+        play.nemesis.mend(("w0", "w2"), ("w2", "w0"))
+
+    def is_ahead() -> bool:
+        return play.living("w2.2") and play.applied("w2.2") >= play.applied("w1.1") + 3
+
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 1, play.kill("w2.1"), play.cut("w0", "w2"))
+    play.when(lambda: "w2.2" in play.view(), lambda: play.worker("w1.1").later(0.0, play.worker("w1.1").terminate))
+    play.when(
+        lambda: play.view() == ("w0.1", "w2.2"),
+        lambda: play.after(0.8, lambda: play.leader.freeze()),
+        lambda: play.after(1.1, isolate),
+    )
+    play.when(is_ahead, then)
+
+
+@scenario
+def who_comes_back_too_late_gives_way(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """A joiner's newest word is that it cannot reach the only holder; it can by now, and is steps ahead."""
+    play = Play(seed, trace, workers=3, coordinators=1, steps=40, pass_s=0.005, outer_s=0.001)
+
+    def then() -> None:
+        play.simulation.kill(play.worker("w0.1"))
+        play.after(0.1, lambda: play.leader.thaw(), play.met("reached"))
+
+    _left_to_a_joiner(play, then)
+    play.when(lambda: play.view() == ("w1.1", "w2.2"), lambda: play.after(0.5, play.mend("w2", "c0")))
+    play.expect("the newer state is kept", lambda: play.simulation.checks.lost_steps == 0)
+    return play.simulation
+
+
+@scenario
+def nobody_comes_back_while_one_may_be_further(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """The same joiner, but stopped: what it holds is known when it speaks again."""
+    play = Play(seed, trace, workers=3, coordinators=1, steps=40, pass_s=0.005, outer_s=0.001)
+
+    def then() -> None:
+        play.stop("w2.2")()
+        play.simulation.kill(play.worker("w0.1"))
+        play.after(0.1, lambda: play.leader.thaw())
+        play.after(4.0, play.mend("w2", "c0"), play.thaw("w2.2"), play.met("reached"))
+
+    _left_to_a_joiner(play, then)
+    play.expect("the newer state is kept", lambda: play.simulation.checks.lost_steps == 0)
+    return play.simulation
+
+
+@scenario
+def scaled_up_and_down_while_it_trains(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """1, 4, 2, 3: nobody fails, nobody is blamed, and the number is right at the end."""
+    play = Play(seed, trace, workers=1, max_workers=4, steps=60, shards=4)
+
+    def scale(workers: int) -> Callable[[], None]:
+        return lambda: play.nemesis.order("scale", workers=str(workers))
+
+    def alive() -> int:
+        return len(play.simulation.living())
+
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 1, scale(4))
+    play.when(lambda: len(play.view()) == 4, lambda: play.after(0.2, scale(2)))
+    play.when(lambda: len(play.view()) == 2 and alive() == 2 and play.living("w1.1"), scale(3))
+    play.when(lambda: len(play.view()) == 3 and play.living("w2.2"), play.met("reached"))
+
+    def calm() -> bool:
+        document = play.document
+        causes = {v.cause for v in play.simulation.checks.views.values()}
+        quiet = causes == {Cause.START, Cause.JOIN, Cause.LEAVE}
+        return quiet and document is not None and document.restarts == 0 and len(play.view()) == 3
+
+    play.expect("leaving is no failure", calm)
+    return play.simulation
+
+
+@scenario
+def the_last_holder_leaves_once_another_has_the_state(
+    seed: int, trace: Callable[[str], None] | None = None
+) -> Simulation:
+    """Scaled to one worker while the only one that holds the state is the one too many."""
+    play = Play(seed, trace, workers=2, steps=60)
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 1, play.kill("w0.1"))
+    play.when(lambda: play.view() == ("w1.1",), lambda: play.nemesis.order("scale", workers="1"), play.met("reached"))
+    play.expect("it hands over and goes", lambda: play.view() == ("w0.2",) and not play.simulation.restarted)
+    return play.simulation
+
+
+@scenario
+def a_drained_place_stays_empty(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """Unless it is to be replaced."""
+    play = Play(seed, trace, workers=3, steps=40)
+    play.when(
+        lambda: play.living("w0.1") and play.applied("w0.1") == 1,
+        lambda: play.nemesis.order("drain", worker="w1.1", replace="no"),
+    )
+    play.when(
+        lambda: play.view() == ("w0.1", "w2.1"), lambda: play.nemesis.order("drain", worker="w0.1", replace="yes")
+    )
+    play.when(lambda: play.view() == ("w2.1", "w0.2"), play.met("reached"))
+
+    def as_asked() -> bool:
+        seen = set(play.simulation.workers)
+        ended = all(play.worker(w).exit_code == 0 for w in ("w0.1", "w1.1"))
+        document = play.document
+        return seen == {"w0.1", "w1.1", "w2.1", "w0.2"} and ended and document is not None and document.restarts == 0
+
+    play.expect("who is drained ends with 0, and only who is replaced is started again", as_asked)
     return play.simulation
 
 

@@ -45,12 +45,13 @@ class Simulation:
             shards=self.swarm.shards,
             workers=self.swarm.workers,
             min_workers=self.swarm.min_workers,
+            max_workers=self.swarm.max_workers or self.swarm.workers,
             max_restarts=1000,
         )
         self.workers: dict[WorkerId, Worker] = {}
         self.register = Register(self)
         self.agent = Agent(self)
-        self.hosts = [*(f"w{i}" for i in range(self.swarm.workers)), self.agent.host]
+        self.hosts = [*(f"w{i}" for i in range(self.spec.max_workers)), self.agent.host]
         self.nemesis = Nemesis(self)
         self.reap_late_s = 0.0  # directed: how much later the agent notices an exit
         self.expect: Callable[[Simulation], None] = lambda simulation: None

@@ -55,6 +55,7 @@ FAULTS = (
     "run.stop",
     "orch stop",
 )
+ORDERS = ("scale", "orch drain")  # what a person asks for, beside faults
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class Swarm:
     rng: random.Random
     workers: int = 3
     min_workers: int = 1
+    max_workers: int = 0  # 0: as many as `workers`
     shards: int = 4
     steps: int = 5
     coordinators: int = 3
@@ -123,4 +125,8 @@ def draw(rng: random.Random) -> Swarm:
         swarm.stop_at = Step(rng.randrange(swarm.steps))
         swarm.stop_place = rng.choice((None, PlaceId("w0"), PlaceId("w1")))
     swarm.until_s = rng.uniform(1.0, 6.0)
+    for order in ORDERS:
+        if rng.random() < 0.25:
+            swarm.faults[order] = rng.choice((0.3, 1.0, 3.0))
+            swarm.max_workers, swarm.min_workers = workers + 1, 1
     return swarm

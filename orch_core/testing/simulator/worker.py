@@ -3,11 +3,12 @@
 from collections import deque
 from typing import TYPE_CHECKING, Any, assert_never
 
-from orch_core.contracts.document import Document, Finished, Training
+from orch_core.contracts.document import Document, Finished, LifeState, Training
 from orch_core.contracts.ids import PlaceId, ViewNumber, WorkerId, place_and_life
 from orch_core.contracts.status import Phase, WorkerStatus
 from orch_core.protocol.evidence import HEARTBEAT_S
 from orch_core.protocol.member import (
+    EVICTED,
     CloseGroup,
     Effect,
     Ended,
@@ -162,10 +163,17 @@ class Worker(Client):
         self._revision = document.revision
         self.end_at = document.end_at
         self.stop_asked = bool(document.stop)
+        state = next((p.state for p in document.places if p.worker == self.id), None)
+        if state is LifeState.LEAVING and self.member.view is not None:
+            self.terminate()
         if document.view is not None:
             self.feed(ViewSeen(document.view))
         if document.formed is not None:
             self.feed(FormedSeen(document.formed))
+        if state is LifeState.GONE:
+            self.exit(0 if self.member.leaving else EVICTED)
+        if state is LifeState.LEAVING:
+            self.terminate()
         if document.finished is None:
             return
         if self.script.phase is Phase.DONE:
@@ -178,8 +186,8 @@ class Worker(Client):
     # the machine
 
     def terminate(self) -> None:
-        """SIGTERM."""
-        if self.script.phase is not Phase.DONE:
+        """SIGTERM, or told so by the document."""
+        if self.script.phase is not Phase.DONE and not self.member.leaving:
             self.feed(Leave())
 
     def feed(self, event: Event) -> None:
