@@ -1,6 +1,6 @@
 """What a SIGKILL costs: the gap it tears into the survivors' steps, beside the longest gap of a calm run.
 
-    python benchmarks/recovery.py [--kills 30] [--workers 3] [--json]
+    python benchmarks/recovery.py [--kills 30] [--workers 3] [--loaders 0] [--json]
 
 Kills a random member at a random instant, the next one when the replacement is a member, over as many jobs as it
 takes. Every survivor writes down when it had applied each step; the gap of a kill is the longest pause between two of
@@ -41,7 +41,9 @@ def longest_gap(times: list[float], since: float = 0.0, until: float = float("in
 def calm(folder: Path, workers: int, env: dict[str, str]) -> tuple[float, float, str]:
     """Longest gap, median step and hash of a run that nobody disturbs."""
     (folder / "t").mkdir(parents=True)
-    ended = run_job(folder, HERE / "timeline.py", workers=workers, env={**env, "TIMELINE": str(folder / "t")})
+    ended = run_job(
+        folder, HERE / "workloads" / "timeline.py", workers=workers, env={**env, "TIMELINE": str(folder / "t")}
+    )
     assert ended.code == 0 and ended.summary, ended.output[-3000:]
     times = [t[5:] for t in timeline(folder / "t").values()]  # the first steps warm up
     steps = [b - a for t in times for a, b in pairwise(t)]
@@ -55,7 +57,11 @@ def disturbed(
     gaps: list[tuple[float, list[int]]] = []
     options = ["--max-restarts", "1000"]
     with LiveJob(
-        folder, HERE / "timeline.py", workers=workers, options=options, env={**env, "TIMELINE": str(folder / "t")}
+        folder,
+        HERE / "workloads" / "timeline.py",
+        workers=workers,
+        options=options,
+        env={**env, "TIMELINE": str(folder / "t")},
     ) as job:
         for _ in range(kills):
             status = job.wait("every place is a member", lambda s: len(members(s)) == workers)
@@ -81,13 +87,14 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=400, help="of 5 steps each, in a disturbed job")
+    parser.add_argument("--loaders", type=int, default=0, help="data-loader processes of each worker")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     gaps: list[float] = []
     recoveries: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        env = {"EPOCHS": str(options.epochs), "OMP_NUM_THREADS": "1"}
+        env = {"EPOCHS": str(options.epochs), "LOADERS": str(options.loaders), "OMP_NUM_THREADS": "1"}
         gap, step, sha = calm(Path(name) / "calm", options.workers, env)
         number = 0
         while len(gaps) < options.kills:

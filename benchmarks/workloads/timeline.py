@@ -23,7 +23,7 @@ run.prepare(model, optimizer)
 times = (Path(os.environ["TIMELINE"]) / str(os.getpid())).open("a", buffering=1)
 
 for epoch in run.epochs(int(os.environ.get("EPOCHS", "20"))):
-    for batch in run.batches(data, batch_size=240):
+    for batch in run.batches(data, batch_size=240, num_workers=int(os.environ.get("LOADERS", "0"))):
         for x, y in batch:
             loss = F.cross_entropy(model(x), y)
             loss.backward()

@@ -88,7 +88,7 @@ def accuracy(model: nn.Module, test: TensorDataset, device: torch.device) -> flo
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a small network on handwritten digits.")
-    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--epochs", type=int, default=160)
     parser.add_argument("--out", default="digits.pt", help="where the model is saved")
     return parser.parse_args()
 

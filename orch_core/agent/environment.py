@@ -16,10 +16,24 @@ FOREIGN_VARIABLES = (
     *("TORCHELASTIC_USE_AGENT_STORE", "ORCH_SUMMARY"),
 )
 
+NURSERY = WorkerId("nursery" + "." * 25)
+COLD_START = "ORCH_COLD_START"  # set: no worker is forked; for measuring, and for scripts that cannot be forked
+
 
 def worker_program(spec: JobSpec) -> Sequence[str]:
     script = ["-m", spec.script] if spec.module else [_as_path(spec.script)]
     return [sys.executable, "-P", "-m", "orch_core.worker.main", *script, *spec.args]
+
+
+def nursery_program(spec: JobSpec, agent: int, control: int) -> Sequence[str]:
+    """`control`: the number of a socket that it inherits."""
+    executable, safe, _, _, *target = worker_program(spec)
+    return [executable, safe, "-m", "orch_core.worker.nursery", str(agent), str(control), *target]
+
+
+def nursery_environment(shared: Mapping[str, str], spec: JobSpec) -> dict[str, str]:
+    """A worker's, with room for any worker's id."""
+    return worker_environment(shared, spec, NURSERY)
 
 
 def _as_path(script: str) -> str:

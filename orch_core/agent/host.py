@@ -21,9 +21,17 @@ from orch_core.agent.aside import Aside
 from orch_core.agent.audience import Audience, Snapshot
 from orch_core.agent.coordinators import Coordinators, coordinator_program
 from orch_core.agent.coordinators import Program as CoordinatorProgram
-from orch_core.agent.environment import environment, worker_environment, worker_program
+from orch_core.agent.environment import (
+    COLD_START,
+    environment,
+    nursery_environment,
+    nursery_program,
+    worker_environment,
+    worker_program,
+)
 from orch_core.agent.folder import JobFolder
 from orch_core.agent.logs import LogPump
+from orch_core.agent.nursery import Birth, Nursery
 from orch_core.agent.process import Child, Spawner
 from orch_core.agent.report import EventLog, Reporter, first_failure, read_failure, stamped, summarize
 from orch_core.contracts import codec
@@ -101,12 +109,24 @@ class Host:
             self._environment,
             self._hint,
         )
+        self._nursery: Nursery | None = None
+        if worker is worker_program and COLD_START not in self._environment:  # it can be nothing but orch's own workers
+            self._nursery = Nursery(
+                self._spawner,
+                self._pump,
+                folder.log_of("nursery"),
+                lambda agent, control: nursery_program(job.spec, agent, control),
+                nursery_environment(self._environment, job.spec),
+                self._hint,
+            )
+        self._births: dict[WorkerId, Birth] = {}
         self._leaders = {c.address: str(c.id) for c in job.coordinators}
         self._hinted = asyncio.Event()
         self._line: Line | None = None
         self._document: Document | None = None
         self._progress: Progress | None = None
         self._term = Term(0)
+        self._heard_at: float | None = None  # when a leader has spoken last
         self._processes: tuple[Process, ...] = ()
         self._children: dict[WorkerId, Child] = {}
         self._failures: list[Failure] = []
@@ -180,7 +200,7 @@ class Host:
             except MalformedMessage as error:
                 logger.warning("event=leader-unreadable why=%r", str(error))
                 continue
-            self._term = update.term
+            self._term, self._heard_at = update.term, time.monotonic()
             self._hint()
 
     def _ended(self, child: Child) -> None:
@@ -235,18 +255,21 @@ class Host:
             self._processes = prune(self._processes, now)
         if self._line is not None and self._line.leader is not None:
             self._leaderless_since = now
+        if self._nursery is not None and (due := self._nursery.reconcile(now)) is not None:
+            looks.append(due)
         if (due := self._coordinators.reconcile(now)) is not None:
             looks.append(due)
         self._judge_coordinators(now)
         step = self._progress.step if self._progress is not None else Step(0)
         self._processes = observe(self._processes, self._document, step, now)
-        verdict = plan(self._document, self._job.spec, self._processes, now, self._order(now))
+        order = self._order(now)
+        verdict = plan(self._document, self._job.spec, self._processes, now, order, self._heard_at)
         if verdict.failure is not None and self._own_failure is None:
             self._fail(stamped(verdict.failure, time.time()), own=True)
         for action in verdict.actions:
             match action:
                 case Start(worker):
-                    self._start(worker)
+                    self._start(worker, now)
                 case Signal(pid, number):
                     self._signal(pid, number, now)
                 case Kill(pid):
@@ -297,7 +320,7 @@ class Host:
         return failure.worker not in self._leaders.values()  # without coordinators there is nobody to tell
 
     def _is_over(self, now: float) -> bool:
-        if self._children:
+        if self._children or self._births:
             self._idle_since = None
             return False
         self._idle_since = now if self._idle_since is None else self._idle_since
@@ -317,28 +340,41 @@ class Host:
             if child is not None and (stopped := child.stopped) != process.stopped:
                 self._change(process, stopped=stopped)
 
-    def _start(self, worker: WorkerId) -> None:
+    def _start(self, worker: WorkerId, now: float) -> None:
+        if worker in self._births or (self._nursery is not None and self._nursery.is_warming(now)):
+            return  # asked for again when that has changed
+        program = self._worker_program(self._job.spec)
+        env = worker_environment(self._environment, self._job.spec, worker)
+        output = self._open_log(worker)
+
+        def born(child: Child | None) -> None:
+            self._births.pop(worker, None)
+            try:
+                self._started(worker, child or self._spawner.spawn(worker, program, env, output))
+            except ConfigurationError as error:
+                self._fail(stamped(Failure(worker, "configuration", str(error), exit_code=2), time.time()), own=True)
+            finally:
+                os.close(output)
+
+        birth = self._nursery.bear(worker, program, env, output, born) if self._nursery is not None else None
+        if birth is None:
+            born(None)
+        else:
+            self._births[worker] = birth
+
+    def _open_log(self, worker: WorkerId) -> int:
         try:
-            output = self._pump.open(worker, self._folder.log_of(worker))
+            return self._pump.open(worker, self._folder.log_of(worker))
         except OSError as error:
             self._audience.say(f"the output of {worker} is lost: its log cannot be opened ({error.strerror})")
-            output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            child = self._spawner.spawn(
-                worker,
-                self._worker_program(self._job.spec),
-                worker_environment(self._environment, self._job.spec, worker),
-                output,
-            )
-        except ConfigurationError as error:
-            self._fail(stamped(Failure(worker, "configuration", str(error), exit_code=2), time.time()), own=True)
-            return
-        finally:
-            os.close(output)
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+    def _started(self, worker: WorkerId, child: Child) -> None:
         self._children[worker] = child
         self._processes = (*self._processes, Process(worker, child.pid, time.monotonic()))
         child.watch(self._ended)
         logger.info("event=worker-started worker=%s pid=%d", worker, child.pid)
+        self._hint()
 
     def _signal(self, pid: int, number: int, now: float) -> None:
         for process in self._processes:
@@ -406,6 +442,10 @@ class Host:
 
     def _leave_nothing(self) -> None:
         self._coordinators.signal(signal.SIGKILL)
+        for birth in self._births.values():
+            birth.cancel()
+        if self._nursery is not None:
+            self._nursery.close()
         for child in self._children.values():
             child.kill()
         self._spawner.close()

@@ -122,6 +122,7 @@ class _Source:
     worker: str
     pipe: int
     file: int
+    shown: bool = True  # to people
     lines: Lines = field(default_factory=Lines)
     ended_at: float | None = None  # its worker has
 
@@ -145,7 +146,7 @@ class LogPump:
     def start(self) -> None:
         self._thread.start()
 
-    def open(self, worker: str, path: Path) -> int:
+    def open(self, worker: str, path: Path, *, shown: bool = True) -> int:
         """A pipe's write end for a new worker; the caller closes it after the spawn. Raises OSError."""
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -159,7 +160,7 @@ class LogPump:
         except OSError:
             pass  # the user's limit on pipe memory: the default size does
         with self._lock:
-            self._coming.append(_Source(worker, read, file))
+            self._coming.append(_Source(worker, read, file, shown))
         self._poke()
         return write
 
@@ -242,7 +243,7 @@ class LogPump:
         os.close(source.file)
 
     def _tell(self, source: _Source, text: str) -> None:
-        if text:
+        if text and source.shown:
             self._show(source.worker, text)
 
     def _write(self, source: _Source, data: bytes) -> None:

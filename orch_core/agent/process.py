@@ -37,13 +37,14 @@ def lower_priority() -> None:
 class Child:
     """One running program. `done` is called once, in the loop, when it has ended."""
 
-    def __init__(self, name: str, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, name: str, pid: int, wait: Callable[[], int]) -> None:
+        """`wait` reaps it and returns its exit code, as :mod:`subprocess` has it."""
         self.name = name
-        self.pid = popen.pid
+        self.pid = pid
         self.started_at = time.monotonic()
         self.exit_code: int | None = None
-        self._popen = popen
-        self._pidfd = os.pidfd_open(popen.pid)
+        self._wait = wait
+        self._pidfd = os.pidfd_open(pid)
 
     @property
     def alive(self) -> bool:
@@ -56,7 +57,7 @@ class Child:
         def reap() -> None:
             loop.remove_reader(self._pidfd)
             self._end_group()
-            self.exit_code = self._popen.wait()
+            self.exit_code = self._wait()
             os.close(self._pidfd)
             done(self)
 
@@ -118,8 +119,15 @@ class Spawner:
         for group in self._groups:
             self._tell(f"+{group}")
 
-    def spawn(self, name: str, program: Sequence[str], environment: Mapping[str, str], output: int) -> Child:
-        """Run `program` (an absolute path first) with `output` as its stdout and stderr.
+    def spawn(
+        self,
+        name: str,
+        program: Sequence[str],
+        environment: Mapping[str, str],
+        output: int,
+        inherited: Sequence[int] = (),
+    ) -> Child:
+        """Run `program` (an absolute path first) with `output` as its stdout and stderr. `inherited`: descriptors.
 
         Raises ConfigurationError when the system gives no process.
         """
@@ -132,21 +140,34 @@ class Spawner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**environment, guardian.MARKER: str(self._folder)},
+                env=self.marked(environment),
                 start_new_session=True,
+                pass_fds=inherited,
             )
         except OSError as error:
             raise ConfigurationError(
                 f"{name} cannot be started: {error.strerror or error}; look at the limits of processes and memory"
             ) from error
-        self._groups.add(popen.pid)
-        self._tell(f"+{popen.pid}")
-        return Child(name, popen)
+        return self._keep(Child(name, popen.pid, popen.wait))
+
+    def marked(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """By this the guardian knows whose a process is."""
+        return {**environment, guardian.MARKER: str(self._folder)}
+
+    def adopt(self, name: str, pid: int) -> Child:
+        """A child that this process has got without starting it. Raises OSError if it is none."""
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return self._keep(Child(name, pid, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
 
     def forget(self, child: Child) -> None:
         """After its end: the number of its group may be given to somebody else."""
         self._groups.discard(child.pid)
         self._tell(f"-{child.pid}")
+
+    def _keep(self, child: Child) -> Child:
+        self._groups.add(child.pid)
+        self._tell(f"+{child.pid}")
+        return child
 
     def close(self) -> None:
         """Let the guardian look for the last time. Idempotent."""

@@ -35,7 +35,7 @@ FLUSH_S = 0.2
 Program = Callable[[], None]
 
 
-def main(argv: Sequence[str] = sys.argv[1:]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Does not return before the script has ended; see :func:`leave` for other ways out."""
     try:
         setting = read_setting()
@@ -202,7 +202,7 @@ def enter() -> None:
     """As a process of its own."""
     codes: list[int] = []
     atexit.register(_end_now, codes)  # the first one that is registered is the last one that runs
-    codes.append(main())
+    codes.append(main(sys.argv[1:]))
     sys.exit(codes[0])
 
 

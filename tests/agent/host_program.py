@@ -4,6 +4,7 @@
 
 worker       Python text, what every life of every worker runs (PRELUDE says what is there)
 coordinator  Python text, likewise; default: wait
+script       Python text: a script for real workers, in place of `worker`
 leader       "none": nobody ever answers; "trains": a view as soon as all workers run; "starts": never a view
 workers, max_restarts   numbers
 """
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 from orch_core.agent import folder as folders
+from orch_core.agent.environment import worker_program
 from orch_core.agent.host import Host
 from orch_core.contracts import codec
 from orch_core.contracts.document import (
@@ -116,17 +118,20 @@ def main():
         workers=scenario.get("workers", 2),
         max_restarts=scenario.get("max_restarts", 1),
         seed=7,
-        script="x.py",
+        script=str(Path(home) / "script.py"),
     )
     folder = folders.claim(Path(home), name)
+    Path(spec.script).write_text(PRELUDE + scenario.get("script", ""))
     os.environ["SCENARIO_FOLDER"] = str(folder.path)
     job = folder.describe(spec, 1)
-    worker, coordinator = scenario["worker"], scenario.get("coordinator", "time.sleep(600)")
+    worker, coordinator = scenario.get("worker", ""), scenario.get("coordinator", "time.sleep(600)")
     host = Host(
         folder,
         job,
         Printer(),
-        worker=lambda spec: [sys.executable, "-I", "-S", "-c", PRELUDE + worker],
+        worker=worker_program
+        if "script" in scenario
+        else lambda _: [sys.executable, "-I", "-S", "-c", PRELUDE + worker],
         coordinator=lambda job_file, which: [sys.executable, "-I", "-S", "-c", PRELUDE + coordinator],
         connect=lambda addresses, token, who: FakeLeader(scenario.get("leader", "trains"), spec, addresses),
     )

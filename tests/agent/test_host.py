@@ -207,7 +207,7 @@ def test_kill_9_of_the_agent_leaves_nothing_at_any_moment(run, delay_s):
     job.wait_until(lambda: "STARTED" in job.output.read_text(), "it never started")
     if delay_s is None:
         job.wait_for_files("up-w0.1", "up-w1.1")
-        assert len(job.living()) >= 10
+        job.wait_until(lambda: len(job.living()) >= 10, "some never came")
     else:
         time.sleep(delay_s)
     job.process.kill()
@@ -327,3 +327,48 @@ sys.exit("no space for a vote")
     outcome, text = job.end()
     assert outcome == {"exit_code": 0, "status": "finished", "failure": None}, text
     assert "no space for a vote" in text
+
+
+def nursery_of(job):
+    return next((pid for pid, command in job.living().items() if "orch_core.worker.nursery" in command), None)
+
+
+def test_workers_that_were_forked_outlive_the_nursery_and_are_replaced_like_any(run):
+    job = run(script=WAITS, leader="starts")
+    job.wait_for_files("up-w0.1", "up-w1.1")
+    forked = {worker_of(pid): pid for pid in job.living() if worker_of(pid).startswith("w")}
+    first = nursery_of(job)
+    os.kill(first, signal.SIGKILL)
+    os.kill(forked["w0.1"], signal.SIGKILL)
+    job.wait_for_files("up-w0.2")
+    job.wait_until(lambda: nursery_of(job) not in (None, first), "no other nursery came")
+    assert forked["w1.1"] in job.living()
+    assert not (job.folder / "up-w1.2").exists()
+    job.process.send_signal(signal.SIGINT)
+    outcome, text = job.end()
+    assert outcome["exit_code"] == 130, text
+    assert text.count("event=cold-start") <= 1
+    assert not job.living()
+
+
+@pytest.mark.parametrize("delay_s", [0.2, 1.0, 2.0, 3.0, None])
+def test_kill_9_of_the_agent_leaves_no_nursery_and_nobody_born_there(run, delay_s):
+    job = run(script=HELPERS + WAITS, leader="starts", workers=3)
+    if delay_s is None:
+        job.wait_for_files("up-w0.1", "up-w1.1", "up-w2.1")
+        job.wait_until(lambda: len(job.living()) >= 12, "some never came")
+    else:
+        time.sleep(delay_s)
+    job.process.kill()
+    job.process.wait()
+    job.nothing_left(within_s=5)
+
+
+def test_ctrl_c_while_the_nursery_imports_ends_at_once(run):
+    job = run(script=WAITS, leader="starts")
+    job.wait_until(lambda: nursery_of(job), "no nursery")
+    job.process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert job.end()[0]["exit_code"] == 130
+    assert time.monotonic() - began < 5
+    assert not job.living()
