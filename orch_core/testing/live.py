@@ -146,6 +146,13 @@ class LiveJob:
         """Until the present view goes on without `worker`."""
         return self.wait(f"a view without {worker}", lambda s: worker not in {w["id"] for w in members(s)}, timeout_s)
 
+    def wait_leader(self, other_than: int | None = None, timeout_s: float = HANG_S) -> int:
+        """Until a coordinator leads, another one than the process `other_than`; its pid."""
+        status = self.wait("a leader", lambda s: (leader(s) or {"pid": other_than})["pid"] != other_than, timeout_s)
+        found = leader(status)
+        assert found is not None
+        return int(found["pid"])
+
     def processes(self) -> list[int]:
         """Every living process of this job, found by its marker."""
         needle = f"{MARKER}={self.marker}".encode()
@@ -164,10 +171,7 @@ class LiveJob:
         return str(row["id"])
 
     def leader_pid(self) -> int:
-        status = self.wait("a leader", lambda s: leader(s) is not None)
-        found = leader(status)
-        assert found is not None
-        return int(found["pid"])
+        return self.wait_leader()
 
     def coordinator_pids(self) -> dict[str, int]:
         status = self.wait("all coordinators", lambda s: all(c["pid"] for c in s["coordinators"]))

@@ -8,6 +8,7 @@ from torch import nn
 from orch_core.contracts.errors import ConfigurationError, LoopError
 from orch_core.dataplane.group import Blob
 from orch_core.worker import state
+from orch_core.worker.plain import SMALL_BYTES
 from orch_core.worker.prepared import Prepared
 
 
@@ -114,6 +115,55 @@ def test_schedulers_a_scaler_and_kept_objects_come_along():
     assert best2["loss"] != best2["loss"]
     assert table2.tolist() == [3, 3]
     assert torch.rand(1, generator=dice2).equal(torch.rand(1, generator=dice))
+
+
+def test_what_is_kept_is_captured_as_it_was_when_the_step_began():
+    history, table = [1.0], torch.zeros(2)
+    made = prepared(net(), history=history, table=table)
+    start = state.Start.of(made)
+    before = state.capture(made, start)
+    history.append(2.0)
+    table.fill_(3)
+    after = state.capture(made, start)
+    assert after.header == before.header
+    assert after.digests() == before.digests()
+    assert captured(made).digests() != before.digests()
+
+
+def test_a_large_kept_tensor_that_changes_before_the_inner_loop_has_ended_is_named():
+    table = torch.zeros(SMALL_BYTES // 4 + 1)
+    made = prepared(net(), table=table)
+    start = state.Start.of(made)
+    state.capture(made, start)
+    table[0] = 1
+    with pytest.raises(ConfigurationError, match=r"keep\(table\) was changed between the yield .* outer body"):
+        state.capture(made, start)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="counters are on a device only where there is one")
+@pytest.mark.parametrize("kind", ["fused", "capturable"])
+def test_step_counters_that_an_optimizer_has_on_the_device_arrive_there(kind):
+    def make():
+        torch.manual_seed(1)
+        model = net().cuda()
+        return model, torch.optim.AdamW(model.parameters(), lr=0.01, **{kind: True})
+
+    def train_there(model, optimizer):
+        torch.manual_seed(2)
+        for _ in range(3):
+            model(torch.randn(8, 4).cuda()).pow(2).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    (old, old_optimizer), (new, new_optimizer) = make(), make()
+    train_there(old, old_optimizer)
+    ours, theirs = prepared(old, old_optimizer), prepared(new, new_optimizer)
+    arrived = sent(ours)
+    state.install(theirs, Blob(arrived.header, [tensor.cpu() for tensor in arrived.tensors]))
+    assert {values["step"].device.type for values in new_optimizer.state.values()} == {"cuda"}
+    for model, optimizer in ((old, old_optimizer), (new, new_optimizer)):
+        train_there(model, optimizer)
+    assert captured(theirs).digests() == captured(ours).digests()
 
 
 def test_gradients_that_were_left_and_frozen_parameters_come_along():

@@ -16,16 +16,18 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from orch_core import plugins
 from orch_core.contracts.document import Cause, View, ViewMember
 from orch_core.contracts.errors import ConfigurationError, OrchError
 from orch_core.contracts.ids import JobName, Step, ViewNumber, WorkerId
 from orch_core.contracts.job import JobSpec
-from orch_core.dataplane.group import Group, Link
+from orch_core.dataplane import GradientSync
+from orch_core.dataplane.group import Blob, Group, Link
 from orch_core.protocol.deal import Position
 from orch_core.protocol.member import make_plan
 from orch_core.worker import run as runs
 from orch_core.worker.alone import handover_alone
-from orch_core.worker.handover import Ended, Handover, Offer
+from orch_core.worker.handover import Handover, Offer
 from orch_core.worker.setting import Setting
 
 HANG_S = 120.0
@@ -38,13 +40,18 @@ def data():
     return TensorDataset(torch.randn(SAMPLES, 3, generator=g), torch.randn(SAMPLES, 2, generator=g))
 
 
-def script(run, happened=lambda what, run: None):
-    """What every worker runs. `happened` is called where a test may do harm."""
+def initial(model):
+    """Whatever other threads draw at the same time."""
     g = torch.Generator().manual_seed(1)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=g))
+    return model
+
+
+def script(run, happened=lambda what, run: None):
+    """What every worker runs. `happened` is called where a test may do harm."""
+    model = initial(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)
     history = []
@@ -82,9 +89,9 @@ class Worker(threading.Thread):
 
     def run(self):
         try:
-            self.history = script(self.run_, self.job.happened)
+            self.history = self.job.script(self.run_, self.job.happened)
             self.run_.settle()
-        except (Ended, OrchError) as error:
+        except Exception as error:  # raised again by Job.finish()
             self.error = error
         self.job.look.set()
 
@@ -92,12 +99,14 @@ class Worker(threading.Thread):
 class Job:
     """Deals views to threads as leader and keepers would."""
 
-    def __init__(self, names, *, happened=lambda job, what, run: None, strategy=None):
+    def __init__(self, names, *, happened=lambda job, what, run: None, strategy=None, script=script):
         self.spec = JobSpec(JobName("test"), seed=7, shards=SHARDS, workers=len(names), check_every=4)
         self.look = threading.Event()
         self.strategy = strategy
+        self.script = script
         self._happened = happened
         self._lock = threading.RLock()
+        self._dealt = threading.Condition(self._lock)
         self.number = 0
         self.workers = {}
         self.view = ()
@@ -123,6 +132,13 @@ class Job:
             self.workers[WorkerId(name)] = worker = Worker(name, self, **options)
             worker.start()
 
+    def add_and_wait(self, name, **options):
+        """From a worker's thread: it goes on when a view with the new one is dealt."""
+        if WorkerId(name) not in self.workers:
+            self.add(name, **options)
+        with self._dealt:
+            assert self._dealt.wait_for(lambda: WorkerId(name) in self.view, HANG_S), "nobody is taken in"
+
     def kill(self, name):
         """From any thread, at any instant of the victim."""
         with self._lock:
@@ -144,6 +160,8 @@ class Job:
                 alive = self.alive()
                 for worker in alive:
                     if worker.error is not None:
+                        for other in alive:
+                            self.kill(other.id)
                         raise worker.error
                 told = [worker.handover.read()[1] for worker in alive]
                 done = [news.done for news in told]
@@ -186,17 +204,24 @@ class Job:
             self.workers[worker].handover.offer(Offer(plan, Group(me, links) if links else None))
         self.view = members
         self.steps_of_views.append(plan.step)
+        self._dealt.notify_all()
 
 
-def alone(strategy=None):
+def alone(strategy=None, script=script, happened=lambda what, run: None):
     run = runs.Run(
         Setting(JobSpec(JobName("test"), seed=7, shards=SHARDS)),
         handover_alone(Setting(JobSpec(JobName("t"), shards=SHARDS))),
     )
     if strategy is not None:
         Job.use_strategy(type("Fake", (), {"strategy": strategy})(), run)
-    history = script(run)
+    history = script(run, happened)
     return run.steps.finished(), history
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strategy():
+    """A process loads it in its one script thread; here several would at once."""
+    plugins.installed().load("sync", JobSpec(JobName("test")).sync)
 
 
 @pytest.fixture(scope="module")
@@ -305,8 +330,6 @@ def test_states_that_differ_are_named(reference):
     job = Job(["w0.1", "w1.1", "w2.1"], happened=happened)
     with pytest.raises(OrchError, match=r"w0\.1, w2\.1 and w1\.1 differ in 0\.bias.*between step 0 and 4"):
         job.finish()
-    for worker in job.alive():
-        job.kill(worker.id)
 
 
 def test_loops_of_other_sizes_are_refused(monkeypatch):
@@ -344,6 +367,199 @@ class TestStrategyState:
 
         done = Job(["w0.1", "w1.1"], happened=happened, strategy=topk).finish()
         assert [one.bit_exact for one in done] == [False]
+
+
+class Feedback(GradientSync):
+    """Sends bfloat16 and keeps per shard what was not sent yet."""
+
+    lossy = True
+
+    async def reduce(self, bucket, comm):
+        grad = bucket.grad + comm.state("residual", like=bucket.grad)
+        sent = grad.to(torch.bfloat16).to(grad.dtype)
+        comm.stage("residual", grad - sent)
+        return await comm.mean(sent)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_joiner_in_the_outer_body_loses_no_strategy_state_not_even_in_the_first_step_that_has_any(step):
+    everybody = threading.Barrier(2)
+
+    def happened(job, where, run):
+        if where == "outer" and run.step == step and run._setting.worker != "w2.1":
+            if everybody.wait(HANG_S) == 0:
+                job.add("w2.1", late=True)
+            everybody.wait(HANG_S)
+            job.add_and_wait("w2.1")
+
+    job = Job(["w0.1", "w1.1"], happened=happened, strategy=Feedback())
+    done = job.finish()
+    assert len(done) == 3
+    same(done, alone(Feedback()))
+
+
+class DyingDonor:
+    """A link that brings a whole state. Behind its last byte the donor is dead, and the keeper is the first to know."""
+
+    peers = (0,)
+
+    def __init__(self, halves, died):
+        self._halves, self._died = list(halves), died
+
+    def exchange_blobs(self, kind, step, sends, receives, limit=0):
+        blob = self._halves.pop(0)
+        if not self._halves:
+            self._died()
+        return {0: blob}
+
+    def abort(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_a_restart_does_not_begin_from_what_a_joiner_got_from_a_donor_that_died_behind_the_last_byte(reference):
+    halves = []
+
+    def donate(what, run):
+        if what == "pass" and run.step == 4 and not halves:
+            header, tensors = run.steps._outgoing_state(Step(4), run.steps.engine.results.encode())
+            copies, half = [tensor.clone() for tensor in tensors], len(tensors) // 2
+            halves.extend([Blob(header, copies[:half]), Blob(None, copies[half:])])
+
+    def view(number, cause, *workers):
+        members = tuple(ViewMember(worker, "") for worker in workers)
+        fresh = cause is Cause.RESTART
+        return View(ViewNumber(number), members, cause, "a test's", Step(0 if fresh else 4), 0.0, fresh=fresh)
+
+    def restart():
+        position = handover.close()
+        assert position == Position()
+        handover.offer(Offer(make_plan(view(3, Cause.RESTART, joiner), joiner, {joiner: position}, SHARDS)))
+
+    alone(happened=donate)
+    donor, joiner = WorkerId("w0.1"), WorkerId("w1.1")
+    handover = Handover(SHARDS)
+    handover.wake = lambda: handover.end() if handover.read()[1].done is not None else None
+    handover.hear(job_runs=True)
+    positions = {donor: Position(applied=Step(3)), joiner: Position()}
+    plan = make_plan(view(2, Cause.JOIN, donor, joiner), joiner, positions, SHARDS)
+    handover.offer(Offer(plan, DyingDonor(halves, restart)))
+    run = runs.Run(Setting(JobSpec(JobName("test"), seed=7, shards=SHARDS), joiner), handover)
+    assert script(run) == reference[1]
+    same([run.steps.finished()], reference)
+
+
+def counts_at_the_top(run, happened):
+    """Changes what is kept between the yield and the inner loop."""
+    model, seen = initial(nn.Linear(3, 2)), {"batches": 0}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    run.prepare(model, optimizer)
+    run.keep(seen=seen)
+    for _ in run.epochs(EPOCHS):
+        for batch in run.batches(data(), BATCH):
+            seen["batches"] += 1
+            for x, y in batch:
+                happened("pass", run)
+                F.mse_loss(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return seen["batches"]
+
+
+def decays_per_epoch(run, happened):
+    """The learning rate changes at the end of an epoch, as in PyTorch's tutorials."""
+    model = initial(nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    run.prepare(model, optimizer)
+    for _ in run.epochs(EPOCHS):
+        for batch in run.batches(data(), BATCH):
+            for x, y in batch:
+                happened("pass", run)
+                F.mse_loss(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        optimizer.param_groups[0]["lr"] *= 0.5
+    return optimizer.param_groups[0]["lr"]
+
+
+def joins_from_inside_a_pass(*, script, late):
+    """Somebody comes while the only member is in a pass of step 5, which is in epoch 1."""
+
+    def happened(job, where, run):
+        if where == "pass" and run.step == 5 and run._setting.worker == "w0.1":
+            job.add_and_wait("w1.1", late=late)
+
+    job = Job(["w0.1"], happened=happened, script=script)
+    done = job.finish()
+    expected = alone(script=script)
+    assert len(done) == 2
+    same(done, expected)
+    assert {worker.history for worker in job.workers.values()} == {expected[1]}
+
+
+def test_what_is_kept_travels_as_it_was_at_the_yield():
+    joins_from_inside_a_pass(script=counts_at_the_top, late=True)
+
+
+def test_a_slow_starter_that_joins_in_a_later_epoch_runs_no_end_of_the_epoch_it_began_in():
+    joins_from_inside_a_pass(script=decays_per_epoch, late=False)
+
+
+class Counting(nn.Module):
+    """A layer whose state is not in tensors alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.steps = nn.Linear(3, 2), 0
+
+    def forward(self, x):
+        return self.linear(x) * (1 + self.steps / 16)
+
+    def get_extra_state(self):
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state):
+        self.steps = state["steps"]
+
+
+def with_everything(run, happened):
+    model, best = initial(Counting()), {"loss": float("inf"), "step": -1}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=STEPS + 1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+    run.prepare(model, optimizer, scheduler, scaler)
+    run.keep(best=best)
+    for _ in run.epochs(EPOCHS):
+        for batch in run.batches(data(), BATCH):
+            for x, y in batch:
+                happened("pass", run)
+                loss = F.mse_loss(model(x), y)
+                scaler.scale(loss).backward()
+                run.log(loss=loss)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            scheduler.step()
+            model.steps += 1
+            if batch.means["loss"] < best["loss"]:
+                best.update(loss=batch.means["loss"], step=run.step)
+    return scaler.get_scale(), scheduler.get_last_lr()[0], model.steps, best["step"]
+
+
+def test_plain_python_and_two_members_agree_on_everything_that_can_be_prepared_and_kept():
+    job = Job(["w0.1", "w1.1"], script=with_everything)
+    done = job.finish()
+    expected = alone(script=with_everything)
+    same(done, expected)
+    assert {worker.history for worker in job.workers.values()} == {expected[1]}
+    assert expected[1][0] > 8
+    assert expected[1][2] == STEPS
+
+
+def test_a_joiner_gets_everything_that_can_be_prepared_and_kept():
+    joins_from_inside_a_pass(script=with_everything, late=True)
 
 
 def test_a_position_is_whole(reference):
