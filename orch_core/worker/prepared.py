@@ -42,6 +42,20 @@ class NamedBuffer:
                 self.owner._buffers[self.key] = value.detach().clone().to(device)
 
 
+@dataclass(frozen=True, slots=True)
+class ExtraState:
+    """What a module keeps beside parameters and buffers, if it says so by ``get_extra_state``."""
+
+    name: str
+    module: nn.Module
+
+    def state_dict(self) -> Any:
+        return self.module.get_extra_state()
+
+    def load_state_dict(self, value: Any) -> None:
+        self.module.set_extra_state(value)
+
+
 class Prepared:
     """Grows by :meth:`add` and :meth:`keep` until :meth:`close` fixes the names."""
 
@@ -116,7 +130,9 @@ class Prepared:
                     seen.add(id(buffer))
                     owner, _, key = name.rpartition(".")
                     self.buffers.append(NamedBuffer(f"{prefix}{name}", model.get_submodule(owner), key))
-            for module in model.modules():
+            for path, module in model.named_modules():
+                if type(module).get_extra_state is not nn.Module.get_extra_state:
+                    self.others.append(ExtraState(f"extra state of {prefix}{path or type(module).__name__}", module))
                 self._shape.append((module, *_ids(module)))
         self.check()
 

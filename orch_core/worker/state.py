@@ -8,7 +8,7 @@ very same objects, in place, so tied weights stay tied and schedulers keep the o
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from orch_core.contracts.errors import ConfigurationError, MalformedMessage
 from orch_core.dataplane.group import Blob
 from orch_core.dataplane.tcp import bytes_of
 from orch_core.worker.plain import Frozen, Packer, unpack
-from orch_core.worker.prepared import Prepared, state_dicts
+from orch_core.worker.prepared import ExtraState, Prepared, state_dicts
 
 VERSION = 1
 
@@ -72,7 +72,7 @@ class Start:
             ],
             Frozen.of(
                 [
-                    *((f"{type(other).__name__} {i}", other.state_dict()) for i, other in enumerate(prepared.others)),
+                    *((_name(other, i), other.state_dict()) for i, other in enumerate(prepared.others)),
                     *((f"keep({name})", _value(obj)) for name, obj in sorted(prepared.kept.items())),
                 ]
             ),
@@ -91,7 +91,6 @@ def capture(prepared: Prepared, start: Start) -> Captured:
         "version": VERSION,
         "grads": left,
         "requires_grad": list(start.requires_grad),
-        "extra": [list(_extra(prefix, model, packer)) for prefix, model in _models(prepared)],
         "optimizers": [
             _capture_optimizer(prepared, optimizer, options, packer)
             for optimizer, options in zip(prepared.optimizers, start.options, strict=True)
@@ -122,12 +121,9 @@ def install(prepared: Prepared, blob: Blob) -> None:
             if parameter.requires_grad != requires:
                 parameter.requires_grad_(requires)
             parameter.grad = None if left is None else torch.empty_like(parameter).copy_(tensors[left]).detach()
-        for (_, model), extra in zip(_models(prepared), header["extra"], strict=True):
-            for path, value in extra:
-                model.get_submodule(path).set_extra_state(unpack(value, tensors))
         for optimizer, raw in zip(prepared.optimizers, header["optimizers"], strict=True):
             _install_optimizer(prepared, optimizer, raw, tensors)
-        own = {f"{type(other).__name__} {i}": other for i, other in enumerate(prepared.others)}
+        own = {_name(other, i): other for i, other in enumerate(prepared.others)}
         kept = {f"keep({name})": obj for name, obj in prepared.kept.items()}
         if sorted(header["others"]) != sorted([*own, *kept]):
             raise ConfigurationError(
@@ -165,16 +161,8 @@ def _raw(tensor: Tensor) -> memoryview:
     return bytes_of(plain.cpu().contiguous())
 
 
-def _models(prepared: Prepared) -> Iterator[tuple[str, nn.Module]]:
-    for index, model in enumerate(prepared.models):
-        yield f"model {index}", model
-
-
-def _extra(prefix: str, model: nn.Module, packer: Packer) -> Iterator[list[Any]]:
-    """What modules keep beside tensors, if they say so."""
-    for path, module in model.named_modules():
-        if type(module).get_extra_state is not nn.Module.get_extra_state:
-            yield [path, packer.pack(module.get_extra_state(), f"{prefix} {path} extra state")]
+def _name(other: Any, index: int) -> str:
+    return other.name if isinstance(other, ExtraState) else f"{type(other).__name__} {index}"
 
 
 def _check_shapes(prepared: Prepared, tensors: Sequence[Tensor]) -> None:
