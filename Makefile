@@ -16,7 +16,7 @@ ARGS    ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run test check sim bench protos wheels format clean
+.PHONY: help venv run test check sim chaos bench protos wheels format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ check: $(STAMP) ## Lint, format, types, import rules, dependencies, generated co
 
 sim: $(STAMP) ## Simulate SEEDS=10000 jobs with faults and print seeds/s
 	$(PY) -m orch_core.testing.simulator --seeds $(SEEDS) $(ARGS)
+
+chaos: $(STAMP) ## Kill real jobs at every failpoint, alone and with a second death
+	ORCH_CHAOS=full $(PY) -m pytest tests/chaos $(ARGS)
 
 bench: $(STAMP) ## Run the benchmarks, one after the other
 	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done

@@ -195,8 +195,8 @@ def test_a_stopped_leader_is_left_and_takes_its_place_again_as_a_follower(job: J
 
     job.start()
     stopped = asyncio.run(scenario())
-    status = job.status(lambda s: led(s) and all(row["pid"] for row in s["coordinators"]))
-    assert {row["id"]: row["role"] for row in status["coordinators"]}[stopped] == "follower"
+    follows = {"id": stopped, "role": "follower"}  # right after SIGCONT it may still say otherwise
+    status = job.status(lambda s: led(s) and any(follows.items() <= row.items() for row in s["coordinators"]))
     assert status["views"] == 1  # it has accused nobody
 
 
