@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orch_core import failpoints
 from orch_core.contracts.errors import StrategyError
 from orch_core.contracts.ids import BEFORE_FIRST_STEP, Shard, Step
 from orch_core.contracts.sync import GradientSync
@@ -347,7 +348,9 @@ class Engine:
             blob = Blob(barrier.encode(part))
             sends = dict.fromkeys(group.peers, blob)
             try:
-                got = group.exchange_blobs(Kind.BARRIER, self.step, sends, group.peers, limit=BARRIER_LIMIT)
+                got = group.exchange_blobs(
+                    Kind.BARRIER, self.step, sends, group.peers, limit=BARRIER_LIMIT, sent=self._barrier_sent
+                )
             except UnexpectedFrame as error:
                 raise self._disagreement(error) from error
             parts.extend(barrier.decode(blob.header) for blob in got.values())
@@ -355,6 +358,9 @@ class Engine:
         if wrong := barrier.uncovered(parts, self.shards):
             raise StrategyError(f"shards {list(wrong)} of step {self.step} were not carried by exactly one member")
         return tuple(parts)
+
+    def _barrier_sent(self) -> None:
+        failpoints.reach("barrier-sent", self.step)
 
     def _part(self, me: int, stop: bool, left: Step | None, digests: Sequence[int] | None) -> BarrierPart:
         contributions = sorted(self._open.contributions.items())

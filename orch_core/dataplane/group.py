@@ -119,12 +119,18 @@ class Group:
         """`fill(header)` is called when the frame's header is there; it says where the bytes go, and may send."""
         self._receivers[peer].expect(key, fill)
 
-    def run(self) -> None:
-        """Drive all links at once until all that was queued is out and all that was expected is in."""
+    def run(self, sent: Callable[[], None] | None = None) -> None:
+        """Drive all links at once until all that was queued is out and all that was expected is in.
+
+        `sent` is called once, when all is out and before anything more is read.
+        """
         ready: Collection[Sender | Receiver] = [end for end in self._ends if end.pending]
         self._check()
         while True:
             for end in ready:
+                if sent is not None and not any(sender.pending for sender in self._senders.values()):
+                    sent()
+                    sent = None
                 self._pump(end)
             pending = [end for end in self._ends if end.pending]
             if not pending:
@@ -135,11 +141,18 @@ class Group:
             self._check()
 
     def exchange_blobs(
-        self, kind: Kind, step: int, sends: Mapping[int, Blob], receives: Collection[int], *, limit: int = BLOB_LIMIT
+        self,
+        kind: Kind,
+        step: int,
+        sends: Mapping[int, Blob],
+        receives: Collection[int],
+        *,
+        limit: int = BLOB_LIMIT,
+        sent: Callable[[], None] | None = None,
     ) -> dict[int, Blob]:
         """Send a blob to each peer in `sends`, receive one from each in `receives`, at the same time.
 
-        Raises MalformedMessage for more than `limit` bytes of tensors.
+        `sent`: see :meth:`run`. Raises MalformedMessage for more than `limit` bytes of tensors.
         """
         received: dict[int, Blob] = {}
         for peer in receives:
@@ -148,7 +161,7 @@ class Group:
         for peer, blob in sends.items():
             text, views = packed.get(id(blob)) or packed.setdefault(id(blob), _pack_blob(blob))
             self.send(peer, Header(kind, step, length=len(text)), [memoryview(text), *views])
-        self.run()
+        self.run(sent)
         return received
 
     def abort(self) -> None:

@@ -10,7 +10,9 @@ from orch_core.plugins import Plugins
 from orch_core.testing.sync import SyncSuite, even
 
 sys.path.insert(0, str(Path(__file__).parent))
-from orch_sync_topk.strategy import TopK
+from orch_sync_residual.strategy import TopK
+
+sys.path.pop(0)  # the others' tests are to see what is installed, and no more
 
 
 class TestTopK(SyncSuite):
@@ -48,6 +50,6 @@ class TestTopK(SyncSuite):
 
 def test_it_is_a_plugin_with_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    made = Plugins.installed().make_sync("topk", {"fraction": "0.25"})
+    made = Plugins.installed().make_sync("residual", {"fraction": "0.25"})
     assert isinstance(made, TopK)
     assert made.fraction == 0.25

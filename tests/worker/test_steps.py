@@ -6,7 +6,6 @@ survivors end with the bits of a job of one.
 
 import random
 import socket
-import sys
 import threading
 from pathlib import Path
 
@@ -344,11 +343,9 @@ class TestStrategyState:
     @pytest.fixture
     def topk(self, monkeypatch):
         monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "strategies"))
-        from orch_sync_topk.strategy import TopK
+        from orch_sync_residual.strategy import TopK
 
-        yield TopK(0.3)
-        for name in [name for name in sys.modules if name.startswith("orch_sync_topk")]:
-            del sys.modules[name]
+        return TopK(0.3)
 
     def test_state_moves_with_its_shards_when_a_worker_joins(self, topk):
         def happened(job, where, run):

@@ -12,6 +12,6 @@ def orch_add_options() -> Sequence[Option]:
 
 @hookimpl
 def orch_make_sync(options: Mapping[str, OptionValue]) -> Any:
-    from orch_sync_topk.strategy import TopK
+    from orch_sync_residual.strategy import TopK
 
     return TopK(float(options["fraction"]))
