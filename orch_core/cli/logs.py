@@ -56,6 +56,8 @@ class _Reader:
                     while data := file.read(READ_SIZE):
                         self._print(path, lines.feed(data, 0.0))
                     self._at[path] = file.tell()
+            except BrokenPipeError:
+                raise  # our reader has gone, not the file
             except OSError as error:
                 raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
 
