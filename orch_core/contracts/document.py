@@ -178,7 +178,8 @@ class Document:
     end_at: int | None = None  # every holder died behind the end: train again, exactly this many steps
     failure: Failure | None = None
     lost_steps: int = 0
-    reached: Step = Step(0)  # the open step, as far as it was known at the last view change
+    reached: Step = Step(0)  # the open step, as far as it was known at `reached_at` or the last view change
+    reached_at: float = 0.0  # Unix time, seconds
     restarts: int = 0
     leader_changes: int = 0
     term: Term = Term(0)  # of the last writer

@@ -63,6 +63,7 @@ START_PATIENCE_S = 10.0  # view 1 goes on without the rest, this long after the 
 BLAMELESS_S = 0.02  # a broken view with nobody to blame is replaced after this long; doubled each time in a row
 BLAMELESS_MAX_S = 1.0
 POISON_DEATHS = 3
+REACHED_EVERY_S = 1.0  # progress is committed this often: what a new leader may miss of `lost_steps`
 DEATHS_KEPT = 32
 
 
@@ -163,6 +164,9 @@ def _take_in(document: Document, observed: Observed, wall: float) -> Document:
     if document.first_step_at is None:
         firsts = [h.status.first_step_at for h in observed.workers.values() if h.status.first_step_at is not None]
         document = replace(document, first_step_at=min(firsts, default=None))
+    reached = _reached(document, observed)
+    if reached > document.reached and wall - document.reached_at >= REACHED_EVERY_S:
+        document = replace(document, reached=reached, reached_at=wall)
     return _recoveries(document, observed)
 
 

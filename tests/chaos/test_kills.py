@@ -204,3 +204,19 @@ def test_every_worker_dies_at_once_and_the_summary_counts_the_lost_steps(
     assert ended.summary is not None
     assert ended.summary["lost_steps"] >= 5
     assert ended.summary["weights_sha256"] == undisturbed["40"]
+
+
+def test_lost_steps_are_counted_although_the_leader_dies_with_the_workers(
+    tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    with LiveJob(tmp_path, SMALL, workers=2, env=MEDIUM) as job:
+        job.wait_step(60)
+        leading = job.leader_pid()
+        for row in members(job.wait_members(2)):
+            job.kill(row["pid"])
+        job.kill(leading)
+        ended = job.finish()
+    assert ended.code == 0, ended.output[-4000:]
+    assert ended.summary is not None
+    assert ended.summary["lost_steps"] >= 20
+    assert ended.summary["weights_sha256"] == undisturbed["40"]
