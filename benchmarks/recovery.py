@@ -72,7 +72,9 @@ def disturbed(
             at = time.monotonic()
             job.kill(victim["pid"])
             gaps.append((at, [w["pid"] for w in rows if w is not victim]))
-            job.wait_out(victim["id"])
+            after = job.wait_out(victim["id"])
+            now = {w["id"]: w["pid"] for w in after["workers"]}
+            assert all(now[w["id"]] == w["pid"] for w in rows if w is not victim), "a survivor was restarted"
         job.wait("every place is a member", lambda s: len(members(s)) == workers)
         ended = job.finish(600)
     assert ended.code == 0 and ended.summary, ended.output[-3000:]

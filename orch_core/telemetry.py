@@ -12,8 +12,10 @@ for a span. So it may stand on the path of a step, but not of a bucket. Telemetr
     with telemetry.remote_context(metadata): ...  # and the server's handler continues it
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from opentelemetry import context, metrics, propagate, trace
 
@@ -41,21 +43,57 @@ RAFT_TERM = _meter.create_gauge("orch.raft.term", "{term}", "The term that this 
 RAFT_COMMIT_DURATION = _meter.create_histogram(
     "orch.raft.commit.duration", "s", "One commit, as the leader waits for it"
 )
-CHECKPOINT_DURATION = _meter.create_histogram(
-    "orch.checkpoint.duration", "s", "One checkpoint, from capture to manifest"
-)
 HEARTBEAT_AGE = _meter.create_gauge("orch.worker.heartbeat.age", "s", "Since the leader last heard of a worker")
-PROCESS_CPU = _meter.create_counter("process.cpu.time", "s", "CPU time of this process")
-PROCESS_MEMORY = _meter.create_gauge("process.memory.usage", "By", "Resident memory of this process")
-SYSTEM_CPU = _meter.create_gauge("system.cpu.utilization", "1", "Share of this host's CPUs that is busy")
-SYSTEM_MEMORY = _meter.create_gauge("system.memory.usage", "By", "Memory in use on this host")
+
+# What a reader asks for when it exports; nothing runs before that.
+
+
+def _process_cpu(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    times = os.times()
+    yield metrics.Observation(times.user + times.system)
+
+
+def _process_memory(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    yield metrics.Observation(resident_pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _system_memory(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()}
+    yield metrics.Observation((kib["MemTotal"] - kib["MemAvailable"]) * 1024)
+
+
+class _SystemCpu:
+    """Since the last time it was asked."""
+
+    def __init__(self) -> None:
+        self._before = (0, 0)
+
+    def __call__(self, _: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+        ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        now = (sum(ticks), ticks[3] + ticks[4])  # all, and of them idle or waiting for a disk
+        whole, idle = now[0] - self._before[0], now[1] - self._before[1]
+        self._before = now
+        yield metrics.Observation(1 - idle / whole if whole > 0 else 0.0)
+
+
+_meter.create_observable_counter("process.cpu.time", [_process_cpu], "s", "CPU time of this process")
+_meter.create_observable_gauge("process.memory.usage", [_process_memory], "By", "Resident memory of this process")
+
+
+def observe_host() -> None:
+    """Measure this host, too: for the one process per host that is its agent."""
+    _meter.create_observable_gauge(
+        "system.cpu.utilization", [_SystemCpu()], "1", "Share of this host's CPUs that is busy"
+    )
+    _meter.create_observable_gauge("system.memory.usage", [_system_memory], "By", "Memory in use on this host")
+
 
 # ---- spans -----------------------------------------------------------------------------------------------------------
 
 STEP, DATA, COMPUTE, SYNC, OPTIMIZER = "step", "data", "compute", "sync", "optimizer"
 RECOVERY, DETECT, AGREE, REFORM, REDO = "recovery", "detect", "agree", "reform", "redo"
 ELECTION = "election"
-CHECKPOINT = "checkpoint"
 VIEW_CHANGE = "view"
 
 Attribute = str | int | float | bool

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, assert_never
 
-from orch_core import plugins
+from orch_core import plugins, telemetry
 from orch_core.agent import guardian
 from orch_core.agent.aside import Aside
 from orch_core.agent.audience import Audience, Snapshot
@@ -153,6 +153,7 @@ class Host:
             self._chores.start()
             self._hooks.start()
             self._spawner.start()
+            telemetry.observe_host()
             priority = raise_priority(inherit=True)
             logger.info("event=started job=%s pid=%d priority=%s", self._job.job, os.getpid(), priority)
             self._tell_hooks("orch_run_started", job=self._job.spec, folder=self._folder.path)

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from orch_core import failpoints
+from orch_core import failpoints, telemetry
 from orch_core.contracts.document import Finished, Training
 from orch_core.contracts.errors import ConfigurationError, MalformedMessage, OrchError, ViewBroken
 from orch_core.contracts.ids import BEFORE_FIRST_STEP, Shard, Step, WorkerId
@@ -242,7 +242,12 @@ class Steps:
             self._held &= set(plan.dealt(step)[plan.index])
             self._handover.contributions(self._held)
         stop = self.stop_wanted or self._handover.stop_asked
-        return self.engine.finish(plan.dealt(step), plan.index, self._group, stop=stop, digests=digests)
+        group = self._group
+        before = 0 if group is None else group.bytes_sent
+        results = self.engine.finish(plan.dealt(step), plan.index, group, stop=stop, digests=digests)
+        if group is not None:
+            telemetry.SYNC_BYTES.add(group.bytes_sent - before)
+        return results
 
     def _apply(self, results: Results) -> None:
         """Handed to the outer body: from the first line on the step counts as applied. Raises ViewBroken before it."""
