@@ -86,6 +86,7 @@ def _reach(armed: dict[str, list[Failpoint]], point: str, step: int) -> None:
 
 
 def _act(failpoint: Failpoint) -> None:
+    os.write(2, f"orch: failpoint {failpoint.point} fires: {failpoint.action}\n".encode())  # last words, for the log
     match failpoint.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -4,6 +4,7 @@ At once the first time, later and later when it keeps ending soon. Training does
 cannot live is only worth a word when too few are left for a majority; what follows from that is the host's business.
 """
 
+import logging
 import os
 import sys
 import time
@@ -31,6 +32,9 @@ Program = Callable[[Path, str], Sequence[str]]
 
 def coordinator_program(job_file: Path, which: str) -> Sequence[str]:
     return [sys.executable, "-P", "-m", "orch_core.coordinator.main", "--job-file", str(job_file), "--id", which]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -135,6 +139,7 @@ class Coordinators:
 
     def _ended(self, replica: _Replica, child: Child) -> None:
         self._spawner.forget(child)
+        logger.info("event=coordinator-ended coordinator=%s exit_code=%s", replica.id, child.exit_code)
         if time.monotonic() - child.started_at >= STEADY_S:
             replica.failed_starts = 0
             replica.due_at = float("-inf")

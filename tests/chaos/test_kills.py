@@ -67,7 +67,7 @@ ONE_WORKER = {
 TWO_WORKERS = {
     "in two shards": "contributed:4:kill@w2.1,contributed:4:kill@w1.1",
     "in the barrier and behind it": "barrier-sent:4:kill@w2.1,applied:4:kill@w1.1",
-    "while greeting": "applied:4:kill@w2.1,hello-sent:*:kill@w1.1",
+    "while greeting": "applied:4:kill@w2.1,hello-sent:2:kill@w1.1",
     "the donor in the middle of the state": "applied:4:kill@w2.1,state-half-sent:*:kill@w0.1",
     "the joiner in the middle of the state": "applied:4:kill@w2.1,state-half-received:*:kill@w2.2",
     "the rest of the view but one": "outer-body:4:kill@w2.1,outer-body:5:kill@w1.1",
@@ -75,11 +75,21 @@ TWO_WORKERS = {
 COORDINATORS = ["before-end-commit", "after-end-commit", "persist", "persisted", "send"]
 
 
+def check_fired(job: LiveJob, armed: str) -> None:
+    """Each failpoint has left its last words: a test that kills nobody proves nothing."""
+    folder = job.home / job.name
+    for entry in armed.split(","):
+        point, who = entry.split(":")[0], entry.split("@")[1]
+        log = folder / f"coordinator-{who}" / "log" if who.startswith("c") else folder / "logs" / f"{who}.out"
+        assert f"failpoint {point} fires" in log.read_text(errors="replace"), f"{entry} has not fired"
+
+
 @pytest.mark.parametrize("point", ONE_WORKER)
 def test_a_worker_killed_at(point: str, tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    env = {**CALM, "ORCH_FAILPOINTS": f"{point}:{ONE_WORKER[point]}:kill@w1.1"}
-    with LiveJob(tmp_path, SMALL, workers=3, env=env) as job:
+    armed = f"{point}:{ONE_WORKER[point]}:kill@w1.1"
+    with LiveJob(tmp_path, SMALL, workers=3, env={**CALM, "ORCH_FAILPOINTS": armed}) as job:
         check(job.finish(), undisturbed["3"])
+        check_fired(job, armed)
 
 
 @pytest.mark.skipif(os.environ.get("ORCH_CHAOS") != "full", reason="the whole matrix takes minutes: make chaos")
@@ -90,18 +100,23 @@ def test_every_failpoint_with_a_second_death(
 ) -> None:
     """Points of joins and view changes need a first death that brings them about: then there are three."""
     needs_first = point not in ONE_WORKER
-    step = ONE_WORKER.get(point, "*")
+    step = ONE_WORKER.get(point, "2" if point == "hello-sent" else "*")  # a hello's step is its view
     victim = {"state-half-sent": "w0.1", "state-half-received": "w2.2"}.get(point, "w1.1")
     armed = ["applied:4:kill@w2.1"] if needs_first else []
     armed.append(f"{point}:{step}:kill@{victim}")
     if partner == "another worker":
-        armed.append(f"{point}:{step}:kill@w2.1" if not needs_first else "outer-body:9:kill@w1.1")
+        armed.append(
+            f"outer-body:40:kill@{'w0.1' if victim == 'w1.1' else 'w1.1'}"
+            if needs_first
+            else f"{point}:{step}:kill@w2.1"
+        )
     with LiveJob(tmp_path, SMALL, workers=3, env={**MEDIUM, "ORCH_FAILPOINTS": ",".join(armed)}) as job:
         if partner == "the leader":
             pid = job.leader_pid()
             job.wait("a death", lambda s: s["restarts"] >= 1 or any(w["state"] == "gone" for w in s["workers"]))
             job.kill(pid)
         check(job.finish(), undisturbed["40"])
+        check_fired(job, ",".join(armed))
 
 
 @pytest.mark.parametrize("case", TWO_WORKERS)
@@ -109,13 +124,17 @@ def test_two_deaths(case: str, tmp_path: Path, undisturbed: dict[str, str]) -> N
     env = {**MEDIUM, "ORCH_FAILPOINTS": TWO_WORKERS[case]}
     with LiveJob(tmp_path, SMALL, workers=3, env=env) as job:
         check(job.finish(), undisturbed["40"])
+        check_fired(job, TWO_WORKERS[case])
 
 
 @pytest.mark.parametrize("point", COORDINATORS)
 def test_a_coordinator_killed_at(point: str, tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    env = {**CALM, "ORCH_FAILPOINTS": f"{point}:*:kill@c0"}
-    with LiveJob(tmp_path, SMALL, workers=2, env=env) as job:
-        check(job.finish(), undisturbed["3"])
+    armed = f"{point}:*:kill@c0"
+    with LiveJob(tmp_path, SMALL, workers=2, env={**MEDIUM, "ORCH_FAILPOINTS": armed}) as job:
+        while "commit" in point and job.wait("a leader", lambda s: leader(s) is not None)["leader"] != "c0":
+            job.kill(job.leader_pid())  # the end is committed by who leads then
+        check(job.finish(), undisturbed["40"])
+        check_fired(job, armed)
 
 
 def test_a_worker_and_the_leader_die_together(tmp_path: Path, undisturbed: dict[str, str]) -> None:
