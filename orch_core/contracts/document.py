@@ -197,6 +197,12 @@ class Document:
         return self.views[-1] if self.views else None
 
     @property
+    def filled(self) -> tuple[Place, ...]:
+        """Places that have a life or will get one: not those that somebody has left for good."""
+        seats = self.seats
+        return tuple(place for place in self.places if place.state is not LifeState.GONE or place.id in seats)
+
+    @property
     def seats(self) -> tuple[PlaceId, ...]:
         """The places that should be filled: the lowest `wanted` ones that are not drained."""
         candidates = (PlaceId(f"w{i}") for i in range(self.wanted + len(self.drained)))

@@ -5,7 +5,7 @@ from typing import Any
 
 from orch_core.contracts import codec
 from orch_core.contracts.consensus import ConsensusStatus
-from orch_core.contracts.document import Document, Place
+from orch_core.contracts.document import Document, LifeState, Place
 from orch_core.contracts.job import CoordinatorAddress, JobFile
 from orch_core.contracts.status import Progress, WorkerProgress
 
@@ -51,7 +51,7 @@ def _document(document: Document) -> dict[str, Any]:
         "status": document.status.value,
         "step": step,
         "view": codec.to_json(view),
-        "workers": [codec.to_json(_worker(place)) for place in document.places],
+        "workers": [codec.to_json(_worker(place)) for place in document.filled],
         "checkpoints": list(document.checkpoints),
         "revision": document.revision,
         "started_at": document.started_at,
@@ -83,4 +83,5 @@ def _rows(workers: Sequence[WorkerProgress]) -> list[Any]:
 
 
 def _worker(place: Place) -> WorkerProgress:
-    return WorkerProgress(place.worker, place.pid, place.host, place.state.value, shards=(), step=None)
+    pid = None if place.state is LifeState.GONE else place.pid
+    return WorkerProgress(place.worker, pid, place.host, place.state.value, shards=(), step=None)

@@ -141,7 +141,7 @@ def progress(document: Document, observed: Observed) -> Progress:
         samples_per_s=ahead.samples_per_s if ahead else 0.0,
         steps_per_s=ahead.steps_per_s if ahead else 0.0,
         first_step_at=document.first_step_at,
-        workers=tuple(_worker_progress(p, by_worker.get(p.worker)) for p in document.places),
+        workers=tuple(_worker_progress(p, by_worker.get(p.worker)) for p in document.filled),
         training=next((s.training for s in statuses if s.training is not None), None),
     )
 
@@ -693,14 +693,15 @@ def _worker_progress(place: Place, status: WorkerStatus | None) -> WorkerProgres
     doing = status.doing if status else "starting"
     if place.state is LifeState.LEAVING:
         doing = "leaves when another member holds the state"
+    gone = place.state is LifeState.GONE
     return WorkerProgress(
         id=place.worker,
-        pid=place.pid,
+        pid=None if gone else place.pid,  # by now it may be somebody else's
         host=place.host,
         state=place.state.value,
-        shards=status.shards if status else (),
+        shards=status.shards if status and not gone else (),
         step=step,
-        doing=doing,
+        doing=place.why if gone else doing,
     )
 
 

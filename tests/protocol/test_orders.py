@@ -8,7 +8,7 @@ from orch_core.contracts.document import Cause, Document, Finished, LifeState, P
 from orch_core.contracts.errors import ConfigurationError
 from orch_core.contracts.ids import Step, ViewNumber, WorkerId, place_and_life
 from orch_core.contracts.job import JobSpec, JobStatus
-from orch_core.protocol.cluster import command
+from orch_core.protocol.cluster import Observed, command, progress
 
 
 def job(*workers, low=1, high=5):
@@ -58,6 +58,13 @@ def test_a_drained_place_stays_empty_until_more_workers_are_wanted():
     assert scaled(document, 1).seats == ("w0",)
     assert scaled(document, 3).seats == ("w0", "w1", "w2")
     assert scaled(document, 1, 2).seats == ("w0", "w1")
+
+
+def test_who_has_left_for_good_is_not_shown_and_who_is_replaced_has_no_pid():
+    document = asked(job("w0.1", "w1.1", "w2.1"), "drain", worker="w1.1")
+    gone = tuple(replace(p, state=LifeState.GONE, pid=7, why="has left") for p in document.places)
+    shown = progress(replace(document, places=gone), Observed()).workers
+    assert [(w.id, w.pid, w.doing) for w in shown] == [("w0.1", None, "has left"), ("w2.1", None, "has left")]
 
 
 def test_a_worker_that_is_replaced_leaves_its_place_wanted():
