@@ -33,7 +33,7 @@ from orch_core.agent.folder import JobFolder
 from orch_core.agent.logs import LogPump
 from orch_core.agent.nursery import Birth, Nursery
 from orch_core.agent.process import Child, Spawner
-from orch_core.agent.report import EventLog, Reporter, first_failure, read_failure, stamped, summarize
+from orch_core.agent.report import EventLog, Reporter, first_failure, read_failure, stamped
 from orch_core.contracts import codec
 from orch_core.contracts.document import Document, Failure
 from orch_core.contracts.errors import ConfigurationError, MalformedMessage
@@ -44,6 +44,7 @@ from orch_core.contracts.status import AgentStatus, Progress
 from orch_core.contracts.summary import Summary
 from orch_core.protocol.children import Kill, Order, Process, Signal, Start, observe, plan, prune
 from orch_core.protocol.evidence import HEARTBEAT_S
+from orch_core.protocol.outcome import summarize
 from orch_core.rpc.priority import raise_priority
 from orch_core.rpc.stream import LeaderStream
 from orch_core.rpc.wire import Update

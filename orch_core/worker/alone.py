@@ -4,14 +4,13 @@ import os
 import time
 from pathlib import Path
 
-from orch_core.contracts import codec
-from orch_core.contracts.document import Cause, Finished, View, ViewMember
+from orch_core.contracts.document import Cause, Document, Finished, View, ViewMember
 from orch_core.contracts.errors import ConfigurationError
 from orch_core.contracts.ids import Step, ViewNumber
 from orch_core.contracts.job import JobStatus
-from orch_core.contracts.summary import Summary, ViewSummary
 from orch_core.protocol.deal import Position
 from orch_core.protocol.member import make_plan
+from orch_core.protocol.outcome import summarize, summary_json
 from orch_core.worker.handover import Handover, Offer
 from orch_core.worker.setting import Setting
 
@@ -20,17 +19,7 @@ REASON = "a job of one"
 
 def handover_alone(setting: Setting) -> Handover:
     """A plan that is never replaced, and an end that needs nobody's word."""
-    me = setting.worker
-    view = View(
-        number=ViewNumber(1),
-        members=(ViewMember(me, ""),),
-        cause=Cause.START,
-        reason=REASON,
-        at_step=Step(0),
-        at_s=0.0,
-        fresh=True,
-        origin=(me,),
-    )
+    view, me = _view(setting), setting.worker
     plan = make_plan(view, me, {me: Position()}, setting.spec.shards)
     assert plan is not None
     handover = Handover(setting.spec.shards)
@@ -43,6 +32,12 @@ def handover_alone(setting: Setting) -> Handover:
     handover.hear(job_runs=False)
     handover.offer(Offer(plan))
     return handover
+
+
+def _view(setting: Setting) -> View:
+    me = setting.worker
+    members = (ViewMember(me, ""),)
+    return View(ViewNumber(1), members, Cause.START, REASON, at_step=Step(0), at_s=0.0, fresh=True, origin=(me,))
 
 
 class SummaryFile:
@@ -64,34 +59,10 @@ class SummaryFile:
         if path is None or self._written:
             return
         self._written = True
-        now = time.time()
-        steps = finished.steps if finished is not None else 0
-        training = finished.training if finished is not None else None
-        samples = steps * training.batch_size if training is not None else 0
-        since = now - first_step_at if first_step_at is not None else 0.0
-        fill = max(0, samples - training.epochs * training.samples) if training is not None else 0
-        summary = Summary(
-            job=spec.name,
-            status=status,
-            steps=steps,
-            epochs=training.epochs if training is not None else 0,
-            samples=samples,
-            fill=fill,
-            shards=spec.shards,
-            seed=spec.seed,
-            bit_exact=finished.bit_exact if finished is not None else True,
-            weights_sha256=finished.weights_sha256 if finished is not None else None,
-            final=dict(finished.final) if finished is not None else {},
-            wall_s=round(now - self._began, 3),
-            first_step_s=None if first_step_at is None else round(first_step_at - self._began, 3),
-            steps_per_s=round((steps - 1) / since, 3) if steps > 1 and since > 0 else 0.0,
-            lost_steps=0,
-            views=(ViewSummary(ViewNumber(1), (self._setting.worker,), REASON, Step(0), 0.0),),
-            recoveries=(),
-            restarts=0,
-            leader_changes=0,
-        )
-        _write_atomically(path, codec.encode(summary) + b"\n")
+        views = (_view(self._setting),)
+        document = Document(spec, self._began, first_step_at=first_step_at, views=views, finished=finished)
+        summary = summarize(spec, document, None, status, self._began, time.time())
+        _write_atomically(path, summary_json(summary))
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

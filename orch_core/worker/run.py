@@ -230,8 +230,7 @@ class Run:
         """The end of training is committed."""
         told = self._handover.read()[1]
         if told.done is not None:
-            status = JobStatus.STOPPED if told.done.stopped else JobStatus.FINISHED
-            self._write_summary(status)
+            self._write_summary(JobStatus.FINISHED)  # "stopped" is what `orch stop` does
 
     def _make_engine(self) -> Engine:
         spec = self._setting.spec

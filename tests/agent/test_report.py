@@ -8,18 +8,17 @@ from orch_core.agent.report import (
     Reporter,
     first_failure,
     read_failure,
-    summarize,
-    summary_json,
     unburied,
     write_summary,
 )
 from orch_core.contracts import codec
-from orch_core.contracts.document import Document, Event, Failure, Finished, LifeState, Place, Training
+from orch_core.contracts.document import Document, Event, Failure, LifeState, Place
 from orch_core.contracts.errors import ConfigurationError
 from orch_core.contracts.ids import place_and_life
 from orch_core.contracts.job import JobSpec, JobStatus
-from orch_core.contracts.status import Note, ProcessState, Progress
+from orch_core.contracts.status import Note, ProcessState
 from orch_core.protocol.children import Process
+from orch_core.protocol.outcome import summarize
 
 SPEC = JobSpec(name="job", workers=2, seed=7, shards=6)
 
@@ -94,31 +93,6 @@ def test_a_full_disk_is_said_once(tmp_path):
     log.append(document(events=events(0, 2), events_total=2))
     assert len(warned) == 1
     assert "training goes on" in warned[0]
-
-
-def test_the_summary_of_a_finished_job_counts_what_filled_the_last_step():
-    finished = Finished(26, "d", "abc", {"loss": float("nan")}, Training(3, 101, 12))
-    ended = (Event(120.0, "finished", ""),)
-    done = document(finished=finished, restarts=2, leader_changes=1, events=ended, first_step_at=105.0)
-    told = summarize(SPEC, done, Progress(), JobStatus.FINISHED, 100.0, 130.0)
-    assert (told.steps, told.epochs, told.samples, told.fill) == (26, 3, 312, 9)
-    assert (told.wall_s, told.first_step_s, told.steps_per_s) == (30.0, 5.0, round(25 / 15, 3))
-    assert (told.restarts, told.leader_changes, told.seed, told.shards) == (2, 1, 7, 6)
-    raw = json.loads(summary_json(told), parse_constant=pytest.fail)
-    assert raw["final"] == {"loss": None}
-    assert raw["version"] == 1
-
-
-def test_a_job_that_never_had_a_document_has_a_summary():
-    told = summarize(SPEC, None, None, JobStatus.INTERRUPTED, 100.0, 101.0)
-    assert (told.status, told.steps, told.weights_sha256, told.views) == ("interrupted", 0, None, ())
-    json.loads(summary_json(told))
-
-
-def test_a_stopped_job_counts_whole_epochs():
-    progress = Progress(step=10, training=Training(5, 24, 12))
-    told = summarize(SPEC, document(), progress, JobStatus.STOPPED, 100.0, 101.0)
-    assert (told.steps, told.epochs, told.samples, told.fill) == (10, 5, 120, 0)
 
 
 def test_an_unwritable_summary_is_one_sentence_with_the_path(tmp_path):

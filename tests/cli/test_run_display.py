@@ -6,7 +6,6 @@ import time
 import pytest
 
 from orch_core.agent.audience import Snapshot
-from orch_core.agent.report import summarize
 from orch_core.cli import display
 from orch_core.cli.display import Display, Story, failure_text, summary_text
 from orch_core.contracts.document import (
@@ -23,6 +22,7 @@ from orch_core.contracts.document import (
 from orch_core.contracts.job import JobSpec, JobStatus
 from orch_core.contracts.status import Progress, WorkerProgress
 from orch_core.protocol.children import Process
+from orch_core.protocol.outcome import summarize
 
 SPEC = JobSpec(name="job", workers=2)
 VIEW = View(1, (ViewMember("w0.1", ""), ViewMember("w1.1", "")), Cause.START, "all are ready", 0, 0.5)

@@ -224,7 +224,7 @@ def test_a_return_out_of_all_loops_ends_training(alone, tmp_path):
 
     main()
     written = json.loads((tmp_path / "s.json").read_text())
-    assert (written["status"], written["steps"]) == ("stopped", 5)
+    assert (written["status"], written["steps"]) == ("finished", 5)
 
 
 def test_loops_inside_other_iterators_end_at_the_scripts_end(alone):
