@@ -31,8 +31,9 @@ HOST = "127.0.0.1"
 class JobFolder:
     """A folder that this process holds. Make one with :func:`claim`."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, previous: Path | None = None) -> None:
         self.path = path
+        self.previous = previous  # where an earlier job of this name has gone
         self._lock = lock
         self._ports: list[socket.socket] = []
 
@@ -113,7 +114,7 @@ def claim(root: Path, name: JobName) -> JobFolder:
                 f"a job called {name!r} is running (in {path}): choose another --job name, or end it: orch stop --job"
                 f" {name}"
             )
-        _make_way(path)
+        previous = _make_way(path)
         for each in SUBFOLDERS:
             (path / each).mkdir(mode=0o700)
         _check_space(path)
@@ -124,7 +125,7 @@ def claim(root: Path, name: JobName) -> JobFolder:
         if lock >= 0:
             os.close(lock)
         raise _unusable(path, error) from error
-    return JobFolder(path, lock)
+    return JobFolder(path, lock, previous)
 
 
 def is_living(path: Path) -> bool:
@@ -211,14 +212,15 @@ def _try_lock(lock: int) -> bool:
     return False
 
 
-def _make_way(path: Path) -> None:
+def _make_way(path: Path) -> Path | None:
     left = [entry for entry in path.iterdir() if entry.name not in (LOCK, PREVIOUS)]
     if not left:
-        return
+        return None
     shutil.rmtree(path / PREVIOUS, ignore_errors=True)
     (path / PREVIOUS).mkdir(mode=0o700, exist_ok=True)
     for entry in left:
         os.replace(entry, path / PREVIOUS / entry.name)
+    return path / PREVIOUS
 
 
 def _check_space(path: Path) -> None:

@@ -31,6 +31,7 @@ OUTPUT_LIMIT = 64 * 1024 * 1024  # characters of workers' output that wait for t
 ENTRY_SIZE = 256  # what a piece of it costs besides its text
 REFRESH_S = 0.25
 PLAIN_S = 5.0
+STILL_S = 3.0  # without a step: from then on the last speed says nothing any more
 BLOCKED_S = 10.0  # at the end: a terminal that takes nothing for so long is given up
 WRITE_SIZE = 64 * 1024
 WIDEST = 110
@@ -170,6 +171,7 @@ class Story:
         self._events = 0
         self._recoveries = 0
         self._doing: dict[str, tuple[str, float]] = {}  # worker -> what it does, since when
+        self._step: tuple[int, float] | None = None  # the newest one, and since when
 
     def tell(self, snapshot: Snapshot) -> list[str]:
         """Sentences about what has happened since the last time."""
@@ -186,10 +188,17 @@ class Story:
 
     def line(self, snapshot: Snapshot, now: float) -> str:
         """One line, without control characters, in ASCII as far as it is ours."""
-        parts = [*_numbers(snapshot), *self._waits(snapshot, now)]
+        parts = [*_numbers(snapshot, self._still_s(snapshot, now)), *self._waits(snapshot, now)]
         if snapshot.stopping or (snapshot.document is not None and snapshot.document.stop):
             parts.insert(0, "ending")
         return "  ".join(parts) or "starting"
+
+    def _still_s(self, snapshot: Snapshot, now: float) -> float:
+        """For how long no step has been done."""
+        step = int(snapshot.progress.step) if snapshot.progress is not None else 0
+        if self._step is None or self._step[0] != step:
+            self._step = (step, now)
+        return now - self._step[1]
 
     def _waits(self, snapshot: Snapshot, now: float) -> list[str]:
         doing = {p.worker: "starting" for p in snapshot.processes if p.alive}
@@ -197,7 +206,7 @@ class Story:
             for worker in snapshot.progress.workers:
                 if worker.id in doing:
                     idle = worker.state in ("starting", "ready")
-                    doing[worker.id] = (_one_line(worker.doing) or worker.state) if idle else ""
+                    doing[worker.id] = _one_line(worker.doing) or (worker.state if idle else "")
         known = self._doing
         self._doing = {w: known[w] if w in known and known[w][0] == what else (what, now) for w, what in doing.items()}
         stopped = [f"{short_id(p.worker)}: frozen" for p in snapshot.processes if p.alive and p.stopped]
@@ -209,21 +218,26 @@ class Story:
         return [*stopped, *waits]
 
 
-def _numbers(snapshot: Snapshot) -> list[str]:
+def _numbers(snapshot: Snapshot, still_s: float) -> list[str]:
     document, progress = snapshot.document, snapshot.progress
     parts = []
     if progress is not None and (progress.step or progress.training):
         total = f"/{progress.training.steps}" if progress.training else ""
         parts.append(f"step {progress.step}{total}")
         parts += means_text(progress.means)
-        if progress.samples_per_s:
+        if still_s >= STILL_S:
+            parts.append(f"no step for {still_s:.0f} s")
+        elif progress.samples_per_s:
             parts.append(f"{progress.samples_per_s:,.0f} samples/s")
     if document is not None and document.view is not None:
         parts.append(_count(len(document.view.members), "worker"))
         parts.append(f"view {document.view.number}")
     if document is not None and document.status is JobStatus.WAITING:
-        parts.append(f"waiting for {document.job.min_workers} workers")
-    parts.append(f"leader {snapshot.leader}" if snapshot.leader else "no leader")
+        parts.append(f"waiting for {_count(document.job.min_workers, 'worker')}")
+    if snapshot.leader:
+        parts.append(f"leader {snapshot.leader}")
+    elif document is not None:
+        parts.append("no leader")
     return parts
 
 

@@ -52,6 +52,8 @@ def _run(folder: "JobFolder", job: "JobFile", summary_path: Path | None) -> int:
     last_words = ""
     try:
         display.say(f"job {job.job}: {job.spec.workers} x {job.spec.script}, in {folder.path}")
+        if folder.previous is not None:
+            display.say(f"what an earlier job of this name has left is in {folder.previous} now")
         host = Host(folder, job, display)
         outcome = asyncio.run(host.run())
         for path in filter(None, (folder.path / "summary.json", summary_path)):

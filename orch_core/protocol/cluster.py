@@ -447,7 +447,7 @@ def _start(
 
 
 def _removals(document: Document, view: View, observed: Observed, now: float) -> _Change:
-    """Who must leave the present view, and why: the keep rule of DESIGN.md section 6 ("Formed")."""
+    """Who must leave the present view, and why: the keep rule at the top of this file."""
     out: dict[WorkerId, str] = {w: _death_of(w, observed) for w in view.workers if w in document.dead}
     cause = Cause.DEATH if out else None
     living = [w for w in view.workers if w not in out]
@@ -691,6 +691,8 @@ def _place(
 def _worker_progress(place: Place, status: WorkerStatus | None) -> WorkerProgress:
     step = None if status is None or status.applied is None else Step(status.applied + 1)
     doing = status.doing if status else "starting"
+    if status is not None and status.computing is not None:
+        doing = f"in shard {status.computing} of step {status.entered}"
     if place.state is LifeState.LEAVING:
         doing = "leaves when another member holds the state"
     gone = place.state is LifeState.GONE

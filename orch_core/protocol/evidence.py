@@ -1,6 +1,6 @@
 """What the leader has heard, and what that proves: who is dead, who is silent, who cannot reach whom.
 
-Three facts put a member out (DESIGN.md section 6):
+Three facts put a member out:
 
 * *dead*: its agent has reaped it, or a later life of its place has spoken;
 * *silent*: no status for SILENCE_S. While its agent answers and reports the process as running, a C call may simply

@@ -1,4 +1,4 @@
-"""A worker's way through views: DESIGN.md section 6, points 1, 3 and 4, as a machine without I/O.
+"""A worker's way through views (ARCHITECTURE.md, "The life of a failure") as a machine without I/O.
 
 ::
 

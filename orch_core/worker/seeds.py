@@ -1,4 +1,4 @@
-"""Where random numbers come from: DESIGN.md section 5, "RNG".
+"""Where random numbers come from.
 
 Before each pass and each outer body all generators that a script reaches for without thinking (torch's, numpy's,
 Python's) start from a number that depends on the job's seed and on what is computed, never on who computes it. So

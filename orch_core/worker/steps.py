@@ -1,4 +1,4 @@
-"""The script thread's way through steps and views: DESIGN.md section 5 and points 3 and 4 of section 6.
+"""The script thread's way through steps and views (ARCHITECTURE.md, "The life of a step" and "... of a failure").
 
 ::
 

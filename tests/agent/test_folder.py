@@ -30,9 +30,11 @@ def test_a_name_that_is_alive_is_refused(tmp_path):
 def test_a_finished_job_of_the_name_makes_way_and_is_kept_once(tmp_path):
     for number in range(3):
         folder = folders.claim(tmp_path, "job")
+        assert (folder.previous is None) is (number == 0)
         (folder.path / "mine").write_text(str(number))
         folder.close()
     assert (tmp_path / "job" / "mine").read_text() == "2"
+    assert folder.previous == tmp_path / "job" / "previous"
     assert (tmp_path / "job" / "previous" / "mine").read_text() == "1"
     assert not (tmp_path / "job" / "previous" / "previous").exists()
 

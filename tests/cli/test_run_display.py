@@ -2,6 +2,7 @@ import os
 import pty
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -191,7 +192,22 @@ def test_the_line_says_what_it_waits_for_and_how_long():
     )
     shown = snapshot(progress=Progress(step=12, workers=workers))
     story.line(shown, 100.0)
-    assert story.line(shown, 112.0) == "step 12  2 workers  view 1  leader c1  w1: building the model, 12 s"
+    assert story.line(shown, 112.0) == (
+        "step 12  no step for 12 s  2 workers  view 1  leader c1  w1: building the model, 12 s"
+    )
+
+
+def test_a_job_that_stands_still_has_no_speed_and_says_who_hangs_where():
+    story = Story()
+    hangs = WorkerProgress("w0.1", 10, "h", "member", (0, 1), 12, "in shard 0 of step 12")
+    shown = snapshot(progress=Progress(step=12, samples_per_s=2000.0, workers=(hangs,)))
+    assert "2,000 samples/s" in story.line(shown, 100.0)
+    still = story.line(shown, 110.0)
+    assert "samples/s" not in still
+    assert "no step for 10 s" in still
+    assert "w0: in shard 0 of step 12, 10 s" in still
+    shown = snapshot(progress=Progress(step=13, samples_per_s=2000.0, workers=(replace(hangs, doing=""),)))
+    assert "2,000 samples/s" in story.line(shown, 111.0)
 
 
 def test_the_line_says_when_nobody_leads_and_who_is_frozen():

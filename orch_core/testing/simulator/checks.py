@@ -1,4 +1,4 @@
-"""What must hold after every event: the invariants of DESIGN.md sections 1, 6 and 7.
+"""What must hold after every event: the promises and invariants of the protocol.
 
 Each is checked where its terms change: at a commit of the document, at an opened plan, at an applied step, at the end.
 """
