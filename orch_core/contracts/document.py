@@ -4,7 +4,7 @@ The same JSON is stored by the consensus backend, streamed to agents and workers
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from orch_core.contracts.ids import PlaceId, Shard, Step, Term, ViewNumber, WorkerId, place_and_life
@@ -195,6 +195,25 @@ class Document:
     def view(self) -> View | None:
         """The present view."""
         return self.views[-1] if self.views else None
+
+    def told(
+        self,
+        at: float,
+        kind: str,
+        text: str,
+        worker: WorkerId | None = None,
+        view: ViewNumber | None = None,
+        step: Step | None = None,
+    ) -> "Document":
+        """With one event more. `at`: Unix time, seconds."""
+        events = (*self.events, Event(at, kind, text, worker, view, step))[-EVENTS_KEPT:]
+        return replace(self, events=events, events_total=self.events_total + 1)
+
+    @property
+    def begins_anew(self) -> bool:
+        """The present view starts from State(0), a restart, and is not formed yet."""
+        view = self.view
+        return view is not None and view.fresh and view.number > 1 and self.formed != view.number
 
     @property
     def filled(self) -> tuple[Place, ...]:

@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from orch_core.contracts.document import View
+from orch_core.contracts.document import Document, View
 from orch_core.contracts.ids import AgentId, Step, WorkerId
 from orch_core.contracts.status import AgentStatus, Phase, ProcessReport, ProcessState, WorkerStatus
 
 HEARTBEAT_S = 0.5
 MISSED_S = 1.2 * HEARTBEAT_S
 STALE_S = 2 * HEARTBEAT_S
+GREET_S = HEARTBEAT_S  # from being back to having been greeted: peers dial again all the time
 SILENCE_S = 2.0
 STALL_S = 30.0
 TICK_S = 0.001  # what is older than a limit is looked at this much later than the limit
@@ -38,6 +39,7 @@ class Heard(Generic[S]):
     first_at: float
     phase_since: float  # a worker's phase
     broken_since: float | None = None  # a worker's `broken` view
+    back_at: float | None = None  # when it last spoke after it had missed a heartbeat
 
 
 def hear(previous: Heard[S] | None, status: S, now: float) -> Heard[S] | None:
@@ -52,7 +54,8 @@ def hear(previous: Heard[S] | None, status: S, now: float) -> Heard[S] | None:
     same_phase = isinstance(old, AgentStatus) or old.phase == phase
     same_broken = isinstance(old, WorkerStatus) and old.broken == broken
     broken_since = None if broken is None else previous.broken_since if same_broken else now
-    return Heard(status, now, previous.first_at, previous.phase_since if same_phase else now, broken_since)
+    back_at = now if now - previous.at > MISSED_S else previous.back_at
+    return Heard(status, now, previous.first_at, previous.phase_since if same_phase else now, broken_since, back_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +102,20 @@ def is_stale(worker: WorkerId, observed: Observed, now: float) -> bool:
 
 
 def doubtful_until(worker: WorkerId, observed: Observed, now: float) -> float | None:
-    """When it will be stale, if it has missed a heartbeat, or a new leader has not heard it yet; else None."""
+    """Until when nothing can be said of its links; None: now it can.
+
+    It has missed a heartbeat, or a new leader has not heard it yet: until it is stale. It was away and is back: until
+    the others have had the time to greet it.
+    """
     if is_stale(worker, observed, now):
         return None
+    heard = observed.workers.get(worker)
     last = _last_word(worker, observed)
-    if worker in observed.workers and now - last <= MISSED_S:
-        return None
-    return last + STALE_S + TICK_S
+    if heard is None or now - last > MISSED_S:
+        return last + STALE_S + TICK_S
+    if heard.back_at is not None and now < heard.back_at + GREET_S:
+        return heard.back_at + GREET_S
+    return None
 
 
 def _last_word(worker: WorkerId, observed: Observed) -> float:
@@ -133,3 +143,33 @@ def holds_state(worker: WorkerId, observed: Observed) -> bool:
     """It says that it holds a state of the training."""
     status = observed.status(worker)
     return status is not None and status.applied is not None and status.phase in (Phase.TRAINING, Phase.DONE)
+
+
+def end_of(report: ProcessReport) -> str:
+    code = report.exit_code
+    if code is None:
+        return "has ended"
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def death_of(worker: WorkerId, observed: Observed) -> str:
+    found = observed.report(worker)
+    known = found is not None and found[0].state is ProcessState.EXITED
+    return f"{worker} {end_of(found[0]) if found and known else 'is dead'}"
+
+
+def leaves(worker: WorkerId, document: Document, observed: Observed) -> bool:
+    status = observed.status(worker)
+    return document.sends_away(worker) or (status is not None and status.leaving)
+
+
+def reached_step(document: Document, observed: Observed) -> Step:
+    """How far training has come, by all that was ever known: a new leader may not have heard of it yet.
+
+    What a view that begins anew does before it is formed is no news: that is compared with what was reached before it.
+    """
+    if document.begins_anew:
+        return document.reached
+    members = {*document.formed_members, *(document.view.workers if document.view else ())}
+    applied = [s.applied for w in members if (s := observed.status(w)) and s.applied is not None]
+    return max([document.reached, *(Step(a + 1) for a in applied)])

@@ -15,7 +15,7 @@ from typing import Any
 
 from orch_core.contracts.document import Document
 from orch_core.coordinator import lead
-from orch_core.protocol import cluster, deal, evidence, member, orders
+from orch_core.protocol import cluster, deal, evidence, lives, member, orders, views
 from orch_core.testing.simulator.agent import Agent
 from orch_core.testing.simulator.script import Script
 from orch_core.testing.simulator.worker import Worker
@@ -174,7 +174,7 @@ _ALL = (
     _mutant(
         "state-zero-forgotten",
         "a member of view 1 holds State(0) even if it skipped view 1",
-        (cluster, "_install", "origin = workers if number == 1 else () if fresh", "origin = () if fresh"),
+        (views, "_install", "origin = workers if number == 1 else () if fresh", "origin = () if fresh"),
     ),
     # going on from the most advanced
     _mutant(
@@ -296,27 +296,37 @@ _ALL = (
     _mutant(
         "pair-drops-the-keeper",
         "one of a pair whose loss leaves no formed member stays",
-        (cluster, "_pair_losers", "next((w for w in order if w in may_go and keepers - {w}), None)", "order[0]"),
+        (views, "_pair_losers", "next((w for w in order if w in may_go and keepers - {w}), None)", "order[0]"),
     ),
     _mutant(
         "pair-by-seniority-only",
         "of a pair first goes the one that is stopped or stale",
-        (cluster, "_pair_losers", "not is_stale(w, observed, now), ", ""),
+        (views, "_pair_losers", "not is_stale(w, observed, now), ", ""),
     ),
     _mutant(
         "pair-judged-in-doubt",
         "who has just missed a heartbeat is not judged yet",
-        (cluster, "_ripe", "if (t := doubtful_until(w, observed, now)) is not None", "if (t := None) is not None"),
+        (views, "_ripe", "if (t := doubtful_until(w, observed, now)) is not None", "if (t := None) is not None"),
+    ),
+    _mutant(
+        "pair-judged-on-coming-back",
+        "who was away and is back gets the time to be greeted",
+        (evidence, "doubtful_until", "if heard.back_at is not None and", "if False and heard.back_at is not None and"),
+    ),
+    _mutant(
+        "accuser-goes-for-the-stale",
+        "a stale member that must stay sends nobody away",
+        (views, "_pair_losers", "if not any(is_stale(w, observed, now) and not keepers - {w} for w in p)", ""),
     ),
     _mutant(
         "last-formed-evicted",
         "if only silent formed members are left, they stay",
-        (cluster, "_removals", "set(silent) if restart or not keepers - set(silent) else set()", "set()"),
+        (views, "_removals", "set(silent) if restart or not keepers - set(silent) else set()", "set()"),
     ),
     _mutant(
         "last-holder-leaves",
         "the last member with the state cannot leave",
-        (cluster, "_removals", "status.leaving and keepers - {worker}", "status.leaving"),
+        (views, "_removals", "status.leaving and keepers - {worker}", "status.leaving"),
     ),
     _mutant(
         "leaver-gone-at-once",
@@ -326,22 +336,22 @@ _ALL = (
     _mutant(
         "formed-without-a-word",
         "a view is formed when a member has said in it that it holds the state",
-        (cluster, "_form", "if not first and not any(", "if False and not any("),
+        (views, "form", "if not first and not any(", "if False and not any("),
     ),
     _mutant(
         "gone-before-formed",
         "who leaves is gone once the view without it is formed",
-        (cluster, "_place", "document.formed != document.view.number", "False"),
+        (lives, "_place", "document.formed != document.view.number", "False"),
     ),
     _mutant(
         "leaver-not-taken-back",
         "who has not left yet comes back if nobody in the view holds a state",
-        (cluster, "_next_view", "change.restart and (back", "False and (back"),
+        (views, "next_view", "change.restart and (back", "False and (back"),
     ),
     _mutant(
         "unheard-parted-from-who-came-back",
         "... and nobody goes then who has not said what it holds",
-        (cluster, "_removals", "set(living) - heard_in if anew else set()", "set()"),
+        (views, "_removals", "set(living) - heard_in if anew else set()", "set()"),
     ),
     _mutant(
         "overtaken-goes-on",
@@ -357,39 +367,39 @@ _ALL = (
     _mutant(
         "last-place-kept",
         "a leaving member takes no seat from who waits",
-        (cluster, "_next_view", "sum(not _leaves(m.worker, document, observed) for m in stay)", "len(stay)"),
+        (views, "next_view", "sum(not leaves(m.worker, document, observed) for m in stay)", "len(stay)"),
     ),
     _mutant(
         "formed-on-arrival",
         "a view is formed when each member holds the state",
-        (cluster, "_form", "if not (first or reported or", "if False and not (first or reported or"),
+        (views, "form", "if not (first or reported or", "if False and not (first or reported or"),
     ),
     _mutant(
         "restart-parts-the-unheard",
         "in a restart one of a pair leaves only if it has spoken in this view",
-        (cluster, "_removals", "may_go = heard_in if restart else set(living)", "may_go = set(living)"),
+        (views, "_removals", "may_go = heard_in if restart else set(living)", "may_go = set(living)"),
     ),
     _mutant(
         "restart-evicts-the-silent",
         "without a known holder, nobody leaves for being silent",
-        (cluster, "_removals", "if restart or not keepers - set(silent)", "if not keepers - set(silent)"),
+        (views, "_removals", "if restart or not keepers - set(silent)", "if not keepers - set(silent)"),
     ),
     _mutant(
         "later-life-proves-nothing",
         "a later life of a place proves the earlier one dead",
-        (cluster, "_lives", "dead.append(known.worker)", "pass"),
+        (lives, "_lives", "dead.append(known.worker)", "pass"),
     ),
     _mutant(
         "holders-forgotten",
         "a restart view keeps a member that reports holding the state",
-        (cluster, "_removals", "{w for w in living if holds_state(w, observed)}", "set()"),
+        (views, "_removals", "{w for w in living if holds_state(w, observed)}", "set()"),
     ),
     _mutant(
         "silence-is-death",
         "only an agent's word makes a death certain",
         (
-            cluster,
-            "_next_view",
+            views,
+            "next_view",
             "    stay = [m for",
             "    document = replace(document, dead=tuple(dict.fromkeys((*document.dead, *change.out))))\n"
             "    stay = [m for",
@@ -428,22 +438,22 @@ _ALL = (
     _mutant(
         "broken-view-stays",
         "a broken view with nobody to blame is followed by one with the same members",
-        (cluster, "_blameless", "    if not since:", "    if True:"),
+        (views, "_blameless", "    if not since:", "    if True:"),
     ),
     _mutant(
         "lost-steps-unsaid",
         "lost steps are counted",
-        (cluster, "_form", "lost_steps=document.lost_steps + lost", "lost_steps=document.lost_steps"),
+        (views, "form", "lost_steps=document.lost_steps + lost", "lost_steps=document.lost_steps"),
     ),
     _mutant(
         "lost-steps-said-twice",
         "... and counted once",
-        (cluster, "_form", "lost, reached = max(0, reached - begins), begins", "lost = max(0, reached - begins)"),
+        (views, "form", "lost, reached = max(0, reached - begins), begins", "lost = max(0, reached - begins)"),
     ),
     _mutant(
         "number-used-twice",
         "one view per number",
-        (cluster, "_install", "document.view.number + 1 if", "document.view.number if"),
+        (views, "_install", "document.view.number + 1 if", "document.view.number if"),
     ),
     # the end
     _mutant(
@@ -454,7 +464,7 @@ _ALL = (
     _mutant(
         "admitted-after-the-end",
         "once one has exited 0 nobody is admitted",
-        (cluster, "_ready", "    if document.ended or document.finished is not None:\n        return []\n", ""),
+        (views, "_ready", "    if document.ended or document.finished is not None:\n        return []\n", ""),
         (cluster, "decide", "new.finished is not None or _all_done", "new.finished is None and _all_done"),
     ),
     _mutant(

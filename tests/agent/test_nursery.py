@@ -194,7 +194,7 @@ def test_a_forked_worker_is_what_a_cold_start_makes(bench):
 def test_nothing_that_the_nursery_or_the_agent_has_open_is_inherited(bench):
     async def run():
         await bench.decided()
-        code = "import time\nopen('ready', 'w').close()\ntime.sleep(600)"
+        code = "import time\nos.mkdir('ready')\ntime.sleep(600)"  # at once, and with nothing open
         child, _ = await bench.begin("w2.5", True, f"os.chdir({str(bench.folder)!r})\n{code}")
         await bench.until(lambda: (bench.folder / "ready").exists())
         own = open_files(child.pid) - {os.readlink(f"/proc/{child.pid}/fd/1")}  # the agent reads that

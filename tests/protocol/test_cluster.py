@@ -8,19 +8,9 @@ from orch_core.contracts.errors import ConfigurationError
 from orch_core.contracts.ids import AgentId, Shard, Step, Term, ViewNumber, WorkerId
 from orch_core.contracts.job import JobSpec, JobStatus
 from orch_core.contracts.status import AgentStatus, Note, Phase, ProcessReport, ProcessState, WorkerStatus
-from orch_core.protocol.cluster import (
-    BLAMELESS_MAX_S,
-    BLAMELESS_S,
-    START_PATIENCE_S,
-    Observed,
-    command,
-    decide,
-    first_document,
-    hear,
-    progress,
-    took_over,
-)
-from orch_core.protocol.evidence import SILENCE_S
+from orch_core.protocol.cluster import Observed, command, decide, first_document, hear, progress, took_over
+from orch_core.protocol.evidence import GREET_S, SILENCE_S
+from orch_core.protocol.views import BLAMELESS_MAX_S, BLAMELESS_S, START_PATIENCE_S
 
 A, B, C = WorkerId("w0.1"), WorkerId("w1.1"), WorkerId("w2.1")
 A2, B2, C2 = WorkerId("w0.2"), WorkerId("w1.2"), WorkerId("w2.2")
@@ -234,11 +224,16 @@ def test_of_an_equal_pair_the_shorter_membership_goes():
     assert complaint(running(A, B), B, A).decides().members == (A,)
 
 
+def joined(*joiners):
+    """A was left alone, and these have joined it in a view that is not formed yet."""
+    job = running(A, B, C).dies(B).dies(C).decides().goes_on(A).ready(*joiners).decides()
+    assert job.members == (A, *joiners)
+    return job
+
+
 def test_one_whose_loss_leaves_no_formed_member_stays():
-    job = running(A, B).dies(B).decides().ready(B2).decides()
-    job.reports(A, ProcessState.STOPPED)
-    job.says(B2, view=job.view.number, unreachable=(A,)).decides()
-    assert job.members == (A,)
+    job = joined(B2, C2)
+    assert complaint(complaint(job, B2, A), C2, A).decides().members == (A,)
 
 
 def test_who_has_just_missed_a_heartbeat_gets_the_time_to_speak():
@@ -248,7 +243,30 @@ def test_who_has_just_missed_a_heartbeat_gets_the_time_to_speak():
     assert job.members == (A, B)
     assert job.again == pytest.approx(1.0, abs=0.01)
     job.decides(after=0.21)
+    assert job.members == (A, B)  # the accuser itself was away until just now
+    assert job.again == pytest.approx(0.8 + GREET_S, abs=0.01)
+    job.decides(after=GREET_S - 0.2)
     assert job.members == (B,)
+
+
+def test_who_was_away_and_is_back_gets_the_time_to_be_greeted():
+    job = joined(B2)
+    number = job.view.number
+    job.now += 1.5
+    job.says(B2, view=number, unreachable=(A,))
+    job.now += 0.1
+    job.says(A, applied=Step(3), view=number, opened=ViewNumber(1)).decides()
+    assert job.members == (A, B2)
+    job.now += 0.2
+    job.says(B2, view=number).decides(after=GREET_S)
+    assert job.members == (A, B2)
+
+
+def test_a_stale_one_that_must_stay_sends_nobody_away():
+    job = joined(B2)
+    job.now += 1.2
+    job.says(B2, view=job.view.number, unreachable=(A,)).decides()
+    assert job.members == (A, B2)
 
 
 def broken(job, *workers, applied=3):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from orch_core.protocol import cluster
+from orch_core.protocol import views
 from orch_core.testing.mutants import MUTANTS, Edit, Mutant
 from orch_core.testing.simulator import Simulation, Violation, simulate
 from orch_core.testing.simulator.__main__ import main
@@ -59,18 +59,18 @@ def breaks(simulation):
 
 
 def test_a_mutant_is_gone_afterwards():
-    before = {name: inspect.getsource(getattr(cluster, name)) for name in ("_form", "_removals")}
-    originals = (cluster._form, cluster._removals)
+    before = {name: inspect.getsource(getattr(views, name)) for name in ("form", "_removals")}
+    originals = (views.form, views._removals)
     for mutant in MUTANTS.values():
         with mutant.planted():
             pass
-    assert (cluster._form, cluster._removals) == originals
-    assert before == {name: inspect.getsource(getattr(cluster, name)) for name in before}
+    assert (views.form, views._removals) == originals
+    assert before == {name: inspect.getsource(getattr(views, name)) for name in before}
 
 
 def test_a_mutant_whose_rule_is_written_differently_now_is_an_error():
-    stale = Mutant("stale", "a rule", (Edit(cluster, "_form", "what is not there", ""),))
-    with pytest.raises(LookupError, match="_form"), stale.planted():
+    stale = Mutant("stale", "a rule", (Edit(views, "form", "what is not there", ""),))
+    with pytest.raises(LookupError, match="form"), stale.planted():
         pass
 
 

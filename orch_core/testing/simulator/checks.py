@@ -100,7 +100,7 @@ class Checks:
         formed = set(old.formed_members)
         if formed & set(after.workers):
             back = formed & set(after.workers) - set(before.workers)
-            hold(not after.fresh or bool(back), "a view with a formed member is not fresh")
+            hold(not after.fresh or bool(back) or old.begins_anew, "a view with a formed member is not fresh")
             return
         living = [w for w in formed if w in before.workers and self.simulation.workers[w].alive]
         hold(not living, f"view {after.number} keeps none of the formed {sorted(formed)}, and {living} live")

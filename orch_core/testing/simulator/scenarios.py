@@ -95,6 +95,9 @@ class Play:
     def thaw(self, name: str) -> Callable[[], None]:
         return lambda: self.nemesis.thaw(self.worker(name))
 
+    def scale(self, workers: int) -> Callable[[], None]:
+        return lambda: self.nemesis.order("scale", workers=str(workers))
+
     def cut(self, a: str, b: str) -> Callable[[], None]:
         return lambda: self.nemesis.cut((a, b), (b, a))
 
@@ -254,6 +257,45 @@ def of_two_members_the_stopped_one_goes(seed: int, trace: Callable[[str], None] 
         play.met("reached"),
     )
     play.expect("the healthy one is never evicted", lambda: play.worker("w1.1").exit_code == 0)
+    return play.simulation
+
+
+@scenario
+def the_only_holder_is_away_while_one_joins(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """It is silent when the joiner accuses it; when it is back, what was said of the two is out of date."""
+    play = Play(seed, trace, workers=1, max_workers=2, steps=8)
+
+    def strike() -> None:
+        play.stop("w0.1")()
+        play.cut("w0", "w1")()
+        play.after(0.7, play.scale(2))
+        play.after(3.2, play.thaw("w0.1"))
+        play.after(3.5, play.mend("w0", "w1"))  # the leader hears of it before the joiner does
+
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 2, strike)
+    return _joined_in_its_absence(play)
+
+
+@scenario
+def the_only_holder_is_stale_when_accused(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """It must stay, and to send the joiner away would gain nothing: who could go on then does not answer."""
+    play = Play(seed, trace, workers=1, max_workers=2, steps=8)
+
+    def strike() -> None:
+        play.stop("w0.1")()
+        play.after(1.5, play.thaw("w0.1"))
+
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 2, play.scale(2))
+    play.when(lambda: len(play.view()) == 2, strike)
+    return _joined_in_its_absence(play)
+
+
+def _joined_in_its_absence(play: Play) -> Simulation:
+    def accused() -> bool:
+        return play.living("w1.1") and "w0.1" in play.worker("w1.1").member.unreachable
+
+    play.when(accused, play.met("reached"))
+    play.expect("nobody is sent away", lambda: play.worker("w1.1").exit_code == 0)
     return play.simulation
 
 
@@ -422,15 +464,12 @@ def scaled_up_and_down_while_it_trains(seed: int, trace: Callable[[str], None] |
     """1, 4, 2, 3: nobody fails, nobody is blamed, and the number is right at the end."""
     play = Play(seed, trace, workers=1, max_workers=4, steps=60, shards=4)
 
-    def scale(workers: int) -> Callable[[], None]:
-        return lambda: play.nemesis.order("scale", workers=str(workers))
-
     def alive() -> int:
         return len(play.simulation.living())
 
-    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 1, scale(4))
-    play.when(lambda: len(play.view()) == 4, lambda: play.after(0.2, scale(2)))
-    play.when(lambda: len(play.view()) == 2 and alive() == 2 and play.living("w1.1"), scale(3))
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 1, play.scale(4))
+    play.when(lambda: len(play.view()) == 4, lambda: play.after(0.2, play.scale(2)))
+    play.when(lambda: len(play.view()) == 2 and alive() == 2 and play.living("w1.1"), play.scale(3))
     play.when(lambda: len(play.view()) == 3 and play.living("w2.2"), play.met("reached"))
 
     def calm() -> bool:
