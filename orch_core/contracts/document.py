@@ -74,6 +74,7 @@ class View:
     at_s: float  # seconds since the job started, on the leader's clock
     fresh: bool = False  # nobody is known to hold a state: start from State(0)
     origin: tuple[WorkerId, ...] = ()  # members of the last fresh view: they hold State(0) if they hold nothing newer
+    joined: int = 0  # so many of the last members are new
 
     @property
     def workers(self) -> tuple[WorkerId, ...]:

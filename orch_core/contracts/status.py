@@ -16,6 +16,7 @@ class Phase(StrEnum):
     """How far a worker's script has come."""
 
     STARTING = "starting"  # before its first batches()
+    FOLLOWING = "following"  # takes the state and results of a view beside it, and is not level with it yet
     READY = "ready"  # waits to be taken into a view
     TRAINING = "training"
     DONE = "done"  # left its last step; serves the state until the end is committed

@@ -26,6 +26,7 @@ class BarrierPart:
     left: Step | None = None  # the outer loop was left by `break` after this step
     digests: tuple[int, ...] | None = None  # crc32 of each tensor of State(step), when this step is checked
     reset: tuple[Shard, ...] = ()  # shards whose strategy state was lost
+    asked: tuple[tuple[str, int], ...] = ()  # who follows and wants State(step + 1), and the number of its attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,14 @@ def reset(parts: Parts) -> tuple[Shard, ...]:
     return tuple(sorted(shard for part in parts for shard in part.reset))
 
 
+def asked(parts: Parts) -> tuple[tuple[str, int], ...]:
+    """Followers whose wish for a state has reached every member: all capture State(step + 1) for them."""
+    everywhere = set(parts[0].asked)
+    for part in parts[1:]:
+        everywhere &= set(part.asked)
+    return tuple(sorted(everywhere))
+
+
 def uncovered(parts: Parts, shards: int) -> tuple[int, ...]:
     """Shards that not exactly one member has carried. Always empty, unless orch has an error."""
     carried = [shard for part in parts for shard in part.shards]
@@ -94,6 +103,7 @@ def encode(part: BarrierPart) -> dict[str, Any]:
         "left": part.left,
         "digests": None if part.digests is None else list(part.digests),
         "reset": list(part.reset),
+        "asked": [list(wish) for wish in part.asked],
     }
 
 
@@ -111,6 +121,7 @@ def decode(raw: Any) -> BarrierPart:
             left=None if raw["left"] is None else Step(int(raw["left"])),
             digests=None if raw["digests"] is None else tuple(int(digest) for digest in raw["digests"]),
             reset=tuple(Shard(int(shard)) for shard in raw["reset"]),
+            asked=tuple((str(worker), int(attempt)) for worker, attempt in raw["asked"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MalformedMessage(f"a barrier part cannot be read: {error!r}") from error

@@ -9,7 +9,7 @@
     engine.restore_buffers(buffers)                           # before each pass: as at the step's start
     engine.contribute(shard, grads, buffers, logged)          # after each pass; starts the strategy's coroutines
     engine.held                                               # ((0, 1, 2, 3), (8,)): the partials, for the hello
-    results = engine.finish(deal, me, group, stop=False, left=None, digests=None)    # all rounds, then the barrier
+    results = engine.finish(deal, me, group, stop=False, digests=None, asked=())     # all rounds, then the barrier
     results = engine.finish_from(results)                     # instead: results of this step, fed by a donor
     results.means, results.stop, results.difference, ...      # what the step decided, equal on all members
     engine.write(results, parameters, left_grads); engine.write_buffers(results, buffers)
@@ -30,7 +30,7 @@
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -177,6 +177,7 @@ class Engine:
         stop: bool = False,
         left: Step | None = None,
         digests: Sequence[int] | None = None,
+        asked: Sequence[tuple[str, int]] = (),
     ) -> Results:
         """Run all rounds of the step and its barrier. Every shard in `deal[me]` must have contributed.
 
@@ -191,7 +192,8 @@ class Engine:
             self._start_phantom()
         with torch.no_grad():
             self._run_rounds(deal, me, group)
-        parts = self._run_barrier(self._part(me, stop, left, digests), group)
+        part = replace(self._part(me, stop, left, digests), asked=tuple(asked))
+        parts = self._run_barrier(part, group)
         return Results(self.step, self.shards, self._gradients(), dict(self._open.sums), parts)
 
     def finish_from(self, results: Results) -> Results:

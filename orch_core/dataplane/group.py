@@ -159,7 +159,7 @@ class Group:
             self.expect(peer, Key(kind, step), lambda header, peer=peer: _fill_blob(header, limit, received, peer))  # type: ignore[misc]
         packed: dict[int, tuple[bytes, list[memoryview]]] = {}
         for peer, blob in sends.items():
-            text, views = packed.get(id(blob)) or packed.setdefault(id(blob), _pack_blob(blob))
+            text, views = packed.get(id(blob)) or packed.setdefault(id(blob), pack_blob(blob))
             self.send(peer, Header(kind, step, length=len(text)), [memoryview(text), *views])
         self.run(sent)
         return received
@@ -214,10 +214,11 @@ class Group:
         return [by_fd[fd] for fd, _ in ready]
 
 
-def _pack_blob(blob: Blob) -> tuple[bytes, list[memoryview]]:
+def pack_blob(blob: Blob) -> tuple[bytes, list[memoryview]]:
+    """Its JSON and its tensors' bytes. Raises MalformedMessage for a header that is too long."""
     tensors = [tensor.detach().contiguous().cpu() for tensor in blob.tensors]
     specs = [(str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for tensor in tensors]
-    text = json.dumps({"header": blob.header, "tensors": specs}, separators=(",", ":")).encode()
+    text = json.dumps({"header": blob.header, "tensors": specs}, separators=(",", ":"), sort_keys=True).encode()
     if len(text) > JSON_LIMIT:
         raise MalformedMessage(f"a header of {len(text)} bytes is larger than {JSON_LIMIT}")
     return text, [bytes_of(tensor) for tensor in tensors]
@@ -228,12 +229,13 @@ def _fill_blob(header: Header, limit: int, received: dict[int, Blob], peer: int)
         raise MalformedMessage(f"{header.key} has a header of {header.length} bytes, more than {JSON_LIMIT}")
     text = bytearray(header.length)
     yield [memoryview(text)]
-    value, tensors = _read_specs(text, limit, str(header.key))
+    value, tensors = read_specs(text, limit, str(header.key))
     yield [bytes_of(tensor) for tensor in tensors]
     received[peer] = Blob(value, tensors)
 
 
-def _read_specs(text: bytearray, limit: int, what: str) -> tuple[Any, list[Tensor]]:
+def read_specs(text: bytes | bytearray, limit: int, what: str) -> tuple[Any, list[Tensor]]:
+    """A blob's header and room for its tensors. Raises MalformedMessage."""
     try:
         raw = json.loads(text)
         specs = [(_DTYPES[name], [int(size) for size in shape]) for name, shape in raw["tensors"]]

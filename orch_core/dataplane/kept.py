@@ -50,8 +50,13 @@ class Results:
         """Where the members' State(step) differ, if this step was checked."""
         return barrier.difference(self.parts)
 
+    @property
+    def asked(self) -> tuple[tuple[str, int], ...]:
+        """Followers, with the number of their attempt, for whom every member captures State(step + 1)."""
+        return barrier.asked(self.parts)
+
     def encode(self) -> Blob:
-        """For :meth:`Group.exchange_blobs`. A gradient that is a round's result is not sent twice."""
+        """The same on all members, byte for byte. A gradient that is a round's result is not sent twice."""
         tensors: list[Tensor] = []
         where: dict[int, int] = {}
 
@@ -65,7 +70,7 @@ class Results:
             "version": 1,
             "step": self.step,
             "shards": self.shards,
-            "rounds": [[bucket, index, place(tensor)] for (bucket, index), tensor in self.rounds.items()],
+            "rounds": [[bucket, index, place(tensor)] for (bucket, index), tensor in sorted(self.rounds.items())],
             "gradients": [place(tensor) for tensor in self.gradients],
             "parts": [barrier.encode(part) for part in self.parts],
         }

@@ -27,6 +27,7 @@ VIEWS_PER_CALL = 64  # buffers handed to the kernel at once
 BYTES_PER_TURN = 4 * 1024 * 1024  # from one link, before the others get their turn
 
 _HEADER = struct.Struct("<HBBIqIIIIQ")
+HEADER_BYTES = _HEADER.size
 _TCP_INFO = struct.Struct("=8B13I")  # the head of the kernel's struct tcp_info, up to tcpi_last_ack_recv
 
 
@@ -39,6 +40,8 @@ class Kind(enum.IntEnum):
     RESULTS = 4
     STATE = 5
     SHARD_STATE = 6
+    SHARE_OF_STATE = 7  # to a follower
+    SHARE_OF_RESULTS = 8
 
 
 class Header(NamedTuple):
@@ -152,6 +155,10 @@ class Sender:
 
     def put(self, header: Header, buffers: Sequence[memoryview]) -> None:
         self._queue.append(memoryview(header.pack()))
+        self.add(buffers)
+
+    def add(self, buffers: Sequence[memoryview]) -> None:
+        """More of the newest frame."""
         self._queue.extend(buffer for buffer in buffers if len(buffer))
 
     def pump(self) -> None:

@@ -14,6 +14,8 @@ Rules that keep positions within one step of each other:
 * a group opens only when the hello of every other member is in and the own one is delivered to each of them;
 * any link of the view that breaks means: leave this view, say so, and wait for a higher one;
 * views may be skipped; what belongs to a lower one is dropped;
+* who has followed (:class:`Fed`) and is taken in keeps taking results until it is at most one step behind the others,
+  whose hellos say how far they are; only then it freezes its position;
 * who leaves keeps its state until the view without it is formed, and comes back if nobody in there has one.
 
 All members compute the same :class:`Plan`, from the same view and the same hellos.
@@ -128,6 +130,13 @@ class StateHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class Fed:
+    """A follower holds State(s) and all results up to this step, which it can apply without anybody's help."""
+
+    applied: Step
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """SIGTERM, a drain or a scale-down: be left out of the next view."""
 
@@ -143,7 +152,7 @@ class Tick:
 
 
 Event: TypeAlias = (
-    ViewSeen | FormedSeen | GroupClosed | HelloReceived | Greeted | LinkBroken | StateHeld | Leave | Ended | Tick
+    ViewSeen | FormedSeen | GroupClosed | HelloReceived | Greeted | LinkBroken | StateHeld | Fed | Leave | Ended | Tick
 )
 
 # ---------------------------------------------------------------- effects
@@ -200,11 +209,13 @@ class Member:
     leaving: bool = False
     deadline: float | None = None
 
-    _state: str = "idle"  # idle | closing | greeting | open | broken | over
+    _state: str = "idle"  # idle | catching | closing | greeting | open | broken | over
     _position: Position = field(default_factory=Position)
     _hellos: dict[WorkerId, Hello] = field(default_factory=dict)
     _greeted: set[WorkerId] = field(default_factory=set)
     _early: dict[WorkerId, Hello] = field(default_factory=dict)  # hellos of the view that is being closed for
+    _fed: Step | None = None  # of a follower: how far it is
+    _ahead: frozenset[WorkerId] = frozenset()  # of a follower that was taken in: who was there before it
     _begins: Step | None = None  # the step with which the open group began
     _formed: ViewNumber = ViewNumber(0)
     _left_out: View | None = None
@@ -214,14 +225,14 @@ class Member:
             return []
         match event:
             case ViewSeen(view):
-                return self._see(view)
+                return self._see(view, now)
             case FormedSeen(number):
                 self._formed = max(self._formed, number)
                 return self._leave_if_free()
             case GroupClosed(position):
                 return self._greet(position, now)
             case HelloReceived(hello):
-                return self._hear(hello)
+                return self._hear(hello, now)
             case Greeted(number, peer):
                 if self._state == "greeting" and self.view is not None and number == self.view.number:
                     self._greeted.add(peer)
@@ -234,6 +245,9 @@ class Member:
                     self.opened, self.opened_step = number, self._begins
                     return [SendStatus()]
                 return []
+            case Fed(applied):
+                self._fed = applied
+                return self._freeze_if_level()
             case Leave():
                 self.leaving = True
                 if self.view is None:
@@ -248,7 +262,7 @@ class Member:
 
     # a view comes
 
-    def _see(self, view: View) -> list[Effect]:
+    def _see(self, view: View, now: float) -> list[Effect]:
         newest = self._left_out or self.view
         if newest is not None and view.number <= newest.number:
             return []
@@ -258,12 +272,33 @@ class Member:
             self._left_out = view
             self.deadline = None
             return [CloseGroup(), *self._leave_if_free()]
+        if self.view is None:
+            self._ahead = frozenset(view.workers[: len(view.workers) - view.joined])
         self.view, self._left_out = view, None
-        self._state = "closing"
+        self._state = "closing" if self._fed is None else "catching"
         self._hellos, self._greeted = {}, set()
         self._early = {w: h for w, h in self._early.items() if h.view.number == view.number}
         self.broken, self.broken_peers, self.unreachable = None, (), ()
         self.deadline = None
+        if self._state == "closing":
+            return [CloseGroup()]
+        self.deadline = now + FORMING_DEADLINE_S
+        return self._freeze_if_level()
+
+    def _freeze_if_level(self) -> list[Effect]:
+        """Who has followed goes on taking results while it is taken in: the others' hellos tell how far they are."""
+        view = self.view
+        if self._state != "catching" or view is None or self._fed is None:
+            return []
+        others = [w for w in view.workers if w in self._ahead and w != self.me]
+        positions = [self._early[w].position.applied for w in others if w in self._early]
+        furthest = max((p for p in positions if p is not None), default=self._fed)
+        if len(positions) < len(others) or self._fed < furthest - 1:
+            return []
+        return self._freeze()
+
+    def _freeze(self) -> list[Effect]:
+        self._state, self.deadline, self._fed = "closing", None, None
         return [CloseGroup()]
 
     def _leave_if_free(self) -> list[Effect]:
@@ -293,20 +328,20 @@ class Member:
         early, self._early = self._early, {}
         effects: list[Effect] = [Greet(hello, peers), SendStatus()]
         for other in early.values():
-            effects += self._hear(other)
+            effects += self._hear(other, now)
         return effects + self._open_if_complete()
 
-    def _hear(self, hello: Hello) -> list[Effect]:
+    def _hear(self, hello: Hello, now: float) -> list[Effect]:
         effects: list[Effect] = []
         if self.view is None or hello.view.number > self.view.number:
-            effects = self._see(hello.view)
+            effects = self._see(hello.view, now)
         if self.view is None or self._state == "over" or hello.view.number != self.view.number:
             return effects
         if hello.sender == self.me or hello.sender not in self.view.workers:
             return effects
-        if self._state == "closing":
+        if self._state in ("catching", "closing"):
             self._early.setdefault(hello.sender, hello)
-            return effects
+            return effects + self._freeze_if_level()
         if self._state != "greeting" or hello.sender in self._hellos:
             return effects
         self._hellos[hello.sender] = hello
@@ -363,21 +398,26 @@ class Member:
             or number != self.view.number
             or self._state
             not in (
-                "closing",  # an early hello came on it
+                "catching",  # an early hello came on it
+                "closing",
                 "greeting",
                 "open",
                 "broken",
             )
         ):
             return []
-        first = self._state != "broken"
+        first, catching = self._state != "broken", self._state == "catching"
         if not first and peer in self.broken_peers:
             return []
         self._state, self.broken, self.deadline = "broken", number, None
         self.broken_peers = (*self.broken_peers, peer)
+        if catching:
+            return [SendStatus()]  # nothing is frozen yet: it goes on taking results
         return [CloseGroup(), SendStatus()] if first else [SendStatus()]
 
     def _complain(self, now: float) -> list[Effect]:
+        if self._state == "catching" and self.deadline is not None and now >= self.deadline:
+            return self._freeze()  # greets from where it is: who misses it learns that it lives
         if self._state != "greeting" or self.deadline is None or now < self.deadline:
             return []
         self.deadline = now + FORMING_DEADLINE_S

@@ -65,8 +65,9 @@ def next_view(document: Document, observed: Observed, now: float, wall: float) -
     reasons += [f"{m.worker} joins" for m in joiners]
     if cause is Cause.BROKEN:
         reasons.insert(0, "a link broke and nobody is to blame")
-    members = (*stay, *joiners)
-    return _install(document, members, cause, "; ".join(reasons), observed, wall, fresh=change.restart), change.again
+    members, joined = (*stay, *joiners), len(joiners)
+    reason = "; ".join(reasons)
+    return _install(document, members, cause, reason, observed, wall, fresh=change.restart, joined=joined), change.again
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +90,21 @@ def _on_their_way(document: Document, view: View, observed: Observed) -> list[Vi
 
 
 def _ready(document: Document, observed: Observed) -> list[ViewMember]:
-    """Living workers that wait to be taken in, in the order of their places."""
+    """Living workers that wait to be taken in, in the order of their places.
+
+    Who follows is taken in once it is level: nobody waits for a state to be copied then. Where nobody goes on that it
+    could follow, it is taken in as it is.
+    """
     if document.ended or document.finished is not None:
         return []
-    present = document.view.workers if document.view else ()
+    view = document.view
+    present = view.workers if view else ()
+    goes_on = sum(w not in document.dead for w in present) >= max(1, document.job.min_workers)
+    waiting = (Phase.READY,) if goes_on else (Phase.READY, Phase.FOLLOWING)
     found = []
     for place in document.places:
         status = observed.status(place.worker)
-        waits = status is not None and status.phase is Phase.READY and not leaves(place.worker, document, observed)
+        waits = status is not None and status.phase in waiting and not leaves(place.worker, document, observed)
         fine = place.worker not in document.dead and place.worker not in present and place.state is not LifeState.GONE
         if status is not None and waits and fine:
             found.append(ViewMember(place.worker, status.address))
@@ -240,6 +248,7 @@ def _install(
     wall: float,
     *,
     fresh: bool,
+    joined: int = 0,
 ) -> Document:
     number = ViewNumber(document.view.number + 1 if document.view else 1)
     step = reached_step(document, observed)
@@ -254,6 +263,7 @@ def _install(
         at_s=round(wall - document.started_at, 3),
         fresh=fresh,
         origin=origin,
+        joined=joined,
     )
     document = replace(
         document,

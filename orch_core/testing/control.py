@@ -43,12 +43,14 @@ class Coordinator:
 class ControlPlane:
     """Some coordinators of one job. Nobody leads until :meth:`elect`."""
 
-    def __init__(self, replicas: int = 3, *, workers: int = 1, decide: Decide = cluster.decide) -> None:
+    def __init__(
+        self, replicas: int = 3, *, workers: int = 1, min_workers: int = 1, decide: Decide = cluster.decide
+    ) -> None:
         self.token = TOKEN
         ids = [CoordinatorId(f"c{i}") for i in range(replicas)]
         self._reserved = [_reserve() for _ in ids]
         rows = tuple(CoordinatorAddress(i, _address(s)) for i, s in zip(ids, self._reserved, strict=True))
-        spec = JobSpec(JobName("test"), workers=workers, max_workers=workers)
+        spec = JobSpec(JobName("test"), workers=workers, min_workers=min_workers, max_workers=workers)
         self.job = JobFile(JobName("test"), 0, rows, TOKEN, spec, started_at=1000.0)
         self.consensus = FakeCluster(ids)
         self.coordinators: dict[str, Coordinator] = {}

@@ -17,6 +17,7 @@ from orch_core.contracts.document import Document
 from orch_core.coordinator import lead
 from orch_core.protocol import cluster, deal, evidence, lives, member, orders, views
 from orch_core.testing.simulator.agent import Agent
+from orch_core.testing.simulator.follow import Feeds
 from orch_core.testing.simulator.script import Script
 from orch_core.testing.simulator.worker import Worker
 
@@ -139,7 +140,7 @@ _ALL = (
     _mutant(
         "break-while-closing-forgotten",
         "a link that breaks while the group is being closed breaks the view",
-        (member.Member, "_break", '"closing",  # an early hello came on it', ""),
+        (member.Member, "_break", '"closing",', ""),
     ),
     _mutant(
         "older-view-adopted",
@@ -279,8 +280,13 @@ _ALL = (
     _mutant(
         "no-barrier",
         "every member takes part in the barrier, with or without shards",
-        (Script, "_barrier", 'self._send(group, other, "barrier", step, stop)', "pass"),
-        (Script, "_barrier_of", 'yield from self._receive(group, other, "barrier", step)', "False\n    yield from ()"),
+        (Script, "_barrier", 'self._send(group, other, "barrier", step, (stop, asked))', "pass"),
+        (
+            Script,
+            "_barrier_of",
+            'yield from self._receive(group, other, "barrier", step)',
+            "(False, frozenset())\n    yield from ()",
+        ),
     ),
     _mutant(
         "stop-kept-local",
@@ -289,8 +295,54 @@ _ALL = (
             Script,
             "_barrier_of",
             'yield from self._receive(group, other, "barrier", step)',
-            '(yield from self._receive(group, other, "barrier", step)) and False',
+            '(False, (yield from self._receive(group, other, "barrier", step))[1])',
         ),
+    ),
+    # following
+    _mutant(
+        "follower-greets-at-once",
+        "a follower that is taken in takes results until it is near enough",
+        (
+            member.Member,
+            "_freeze_if_level",
+            "if len(positions) < len(others) or self._fed < furthest - 1:",
+            "if False:",
+        ),
+    ),
+    _mutant(
+        "capture-for-some",
+        "a state is captured when the wish has reached every member",
+        (Script, "_barrier", "asked & wishes", "asked | wishes"),
+    ),
+    _mutant(
+        "missing-results-not-sent-again",
+        "who is left sends what the dead one has not",
+        (Feeds, "wish", "r.step > wish.step", "r.step > wish.step + 1"),
+    ),
+    _mutant(
+        "rest-without-membership",
+        "who is no member does not run what is behind the loops",
+        (
+            Worker,
+            "_hear",
+            "self.script.phase is Phase.DONE and self.member.view is not None",
+            "self.script.phase is Phase.DONE",
+        ),
+    ),
+    _mutant(
+        "taken-in-without-a-state",
+        "a joiner is taken in when it is level",
+        (
+            views,
+            "_ready",
+            "(Phase.READY,) if goes_on else (Phase.READY, Phase.FOLLOWING)",
+            "(Phase.READY, Phase.FOLLOWING)",
+        ),
+    ),
+    _mutant(
+        "follower-waits-for-ever",
+        "where nobody goes on, a joiner is taken in as it is",
+        (views, "_ready", "(Phase.READY,) if goes_on else (Phase.READY, Phase.FOLLOWING)", "(Phase.READY,)"),
     ),
     # decide
     _mutant(

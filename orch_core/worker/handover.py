@@ -12,16 +12,19 @@ that is under way may end: the hello names its shard as being computed.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from orch_core.contracts.document import Finished, Training
 from orch_core.contracts.errors import ViewBroken
 from orch_core.contracts.ids import Shard, Step, ViewNumber
-from orch_core.dataplane.group import Group
+from orch_core.dataplane.group import Blob, Group
+from orch_core.dataplane.kept import Results
 from orch_core.protocol.deal import Position
 from orch_core.protocol.member import Plan
 from orch_core.protocol.tree import maximal
+from orch_core.worker.feeds import Feeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,15 @@ class Offer:
 
     plan: Plan
     group: Group | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What came to a worker beside the view: State(`step`), or the results of `step`."""
+
+    step: Step
+    state: Blob | None = None
+    results: Results | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,7 @@ class Ended(Exception):
 
 
 class Handover:
-    """Thread-safe. `wake` is called, outside the lock, when the keeper should look at once."""
+    """Thread-safe. `wake` is called when the keeper should look at once; it must not wait for anything."""
 
     def __init__(self, shards: int, wake: Callable[[], None] = lambda: None) -> None:
         self.wake = wake
@@ -92,20 +104,30 @@ class Handover:
         self._lost: Lost | None = None
         self._job_runs: bool | None = None  # there is a view; None: nothing has been heard yet
         self._stop = False
+        self.feeds = Feeds()  # what others get from this worker
+        self._followed: deque[Followed] = deque()  # not yet taken by the script
+        self._follows = False  # what it has comes from members that it follows
+        self._frozen = False  # ... and it takes no more: its position is in a hello
+        self._level = False
         self.end_at: int | None = None  # the number of steps after which training has ended before
 
     # ---------------------------------------------------------------- the script's side
 
-    def next_offer(self, *, newer: bool = False, or_stop: bool = False) -> Offer | None:
+    def next_offer(self, *, newer: bool = False, or_stop: bool = False) -> Offer | Followed | None:
         """A plan that the script has not taken yet; None if the one that it follows is still good.
 
         Waits while no group is open, or (`newer`) until there is another plan or (`or_stop`) members are to stop.
-        Raises Ended.
+        What a follower was fed comes before any plan. Raises Ended.
         """
         with self._changed:
             while True:
                 if self._ended:
                     raise Ended
+                if self._followed:
+                    return self._followed.popleft()
+                if self._follows and not self._level:
+                    self._level = True
+                    self.wake()
                 if self._offer is not None:
                     offer, self._offer = self._offer, None
                     return offer
@@ -160,6 +182,18 @@ class Handover:
                 applied_at=(*told.applied_at[-APPLIED_KEPT:], time.monotonic()),
             )
 
+    def caught_up(self, means: Mapping[str, float]) -> None:
+        """A step that was fed beside the view goes to the outer body. Its position has told of it already."""
+        with self._changed:
+            told = self._told
+            self._told = replace(
+                told,
+                entered=None,
+                means=means,
+                first_step_at=told.first_step_at or time.time(),
+                applied_at=(*told.applied_at[-APPLIED_KEPT:], time.monotonic()),
+            )
+
     def hold_state(self, step: Step, shard_state: tuple[Shard, ...]) -> None:
         """State(step) came from another member, or is the script's own State(0). Raises ViewBroken."""
         with self._changed:
@@ -194,6 +228,39 @@ class Handover:
         if not self._open or self._offer is not None:
             raise ViewBroken("the view that this was computed in is over")
 
+    # ---------------------------------------------------------------- the side of who feeds this worker
+
+    def take_state(self, step: Step, state: Blob) -> bool:
+        """State(`step`) is here as a whole. False: too late, a hello has told of what was here before."""
+        with self._changed:
+            if self._frozen or self._ended:
+                return False
+            self._follows = True
+            self._position = Position(applied=Step(step - 1))
+            self._followed.append(Followed(step, state=state))
+            self._changed.notify_all()
+            return True
+
+    def take_results(self, results: Results) -> bool:
+        """Of the step behind all that was taken before."""
+        with self._changed:
+            if self._frozen or self._ended:
+                return False
+            self._position = Position(applied=results.step)
+            self._followed.append(Followed(results.step, results=results))
+            self._changed.notify_all()
+            return True
+
+    @property
+    def follows(self) -> bool:
+        """It has a state that came beside the view."""
+        return self._follows
+
+    @property
+    def level(self) -> bool:
+        """... and has once applied all that was there."""
+        return self._level
+
     # ---------------------------------------------------------------- the keeper's side
 
     def offer(self, offer: Offer) -> None:
@@ -207,7 +274,7 @@ class Handover:
     def close(self) -> Position:
         """End the open group, freeze the position and read it. Idempotent."""
         with self._changed:
-            self._open = False
+            self._open, self._frozen = False, True
             taken, self._offer = self._offer is None, None
             group, self._group = self._group, None
             places = maximal(self._contributed, self._shards)

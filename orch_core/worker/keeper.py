@@ -12,15 +12,15 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orch_core import telemetry
 from orch_core.contracts import codec
-from orch_core.contracts.document import Cause, Document, Failure, LifeState, Recovery, View
+from orch_core.contracts.document import Cause, Document, Failure, LifeState, Recovery, View, ViewMember
 from orch_core.contracts.errors import MalformedMessage
-from orch_core.contracts.ids import ViewNumber, WorkerId
+from orch_core.contracts.ids import Step, ViewNumber, WorkerId
 from orch_core.contracts.status import Phase, WorkerStatus
 from orch_core.dataplane.group import Group
 from orch_core.protocol.deal import Position
@@ -30,6 +30,7 @@ from orch_core.protocol.member import (
     Ended,
     Event,
     Exit,
+    Fed,
     FormedSeen,
     Greet,
     GroupClosed,
@@ -49,12 +50,14 @@ from orch_core.protocol.member import Greeted as HelloDelivered
 from orch_core.rpc.priority import raise_priority
 from orch_core.rpc.stream import LeaderStream
 from orch_core.worker import forks
+from orch_core.worker.following import Following
 from orch_core.worker.handover import Handover, Offer, Told
 from orch_core.worker.peers import Listener, Peers
 from orch_core.worker.setting import Setting
 
 HEARTBEAT_S = 0.5
 LOOK_S = 0.05  # how soon progress of the script is seen and told
+FORSAKEN_S = 60.0  # a follower without anybody to follow: its state may be the last one, and a view may want it
 OWN_HANDLER_S = 1.0  # for a SIGTERM handler of the script's own
 
 logger = logging.getLogger(__name__)
@@ -87,6 +90,10 @@ class Keeper:
         self._sent_progress: object = None
         self._leave_due: float | None = None
         self._group: tuple[Plan, Group | None] | None = None
+        self._following: Following | None = None
+        self._view: View | None = None  # the newest one that a document has shown
+        self._fed: Step | None = None  # what the machine knows of what was fed
+        self._lost_at: float | None = None
         self._clock = RecoveryClock()
         self._recovery: Recovery | None = None
         handover.wake = self.wake
@@ -150,7 +157,8 @@ class Keeper:
         setting, loop = self._setting, asyncio.get_running_loop()
         loop.set_exception_handler(self._unhandled)
         self._loop, self._hint = loop, asyncio.Event()
-        peers = Peers(setting.host, setting.token, Listener(self._greeted, self._heard, self._broken, self._failed))
+        listener = Listener(self._greeted, self._heard, self._broken, self._failed)
+        peers = Peers(setting.host, setting.token, listener, self._handover.feeds)
         self._peers = peers
         peers.start()
         forks.watch_ports(int(address.rpartition(":")[2]) for address in setting.coordinators)
@@ -191,6 +199,7 @@ class Keeper:
             self._announced = self._status_due = True
             self._member.fingerprint = told.announcement.fingerprint
             self._member.model = told.announcement.model
+        self._look_at_what_it_follows(position)
         if (lost := self._handover.take_lost()) is not None:
             self._lost(lost.view, lost.peer)
         if told.holds is not None and (self._member.opened is None or told.holds > self._member.opened):
@@ -207,6 +216,28 @@ class Keeper:
             self._recovery, self._status_due = measured, True
             _trace(measured)
         self._tell(now)
+
+    def _look_at_what_it_follows(self, position: Position) -> None:
+        """A joiner follows from its announcement on, until it is a member and its position is in a hello."""
+        view, member = self._view, self._member
+        if self._following is None:
+            me = self._setting.worker
+            if self._announced and member.view is None and view is not None and me not in view.workers:
+                token = self._setting.token
+                self._following = Following(me, token, self._members_to_follow, self._handover, self.wake)
+                self._following.start()
+            return
+        if self._handover.follows and position.applied is not None and position.applied != self._fed:
+            self._fed = position.applied
+            self._handle(Fed(position.applied))
+        if self._following.lost and member.view is None and self._lost_at is None:
+            self._lost_at = time.monotonic()
+        if self._lost_at is not None and member.view is None and time.monotonic() - self._lost_at > FORSAKEN_S:
+            self._exit(EVICTED, "those that it followed are gone")
+
+    def _members_to_follow(self) -> Sequence[ViewMember]:
+        view = self._view
+        return () if view is None else view.members
 
     # ---------------------------------------------------------------- what happens
 
@@ -239,6 +270,8 @@ class Keeper:
             number = ViewNumber(number + 1)
         self._peers.drop(number)
         self._group = None
+        if self._following is not None:
+            self._following.stop()
         return self._handover.close()
 
     def _open_group(self, plan: Plan) -> None:
@@ -308,6 +341,9 @@ class Keeper:
         if told_to_leave and self._member.view is not None:
             self._leave()  # before a view without this worker, which is no eviction then
         if document.view is not None:
+            self._view = document.view
+            if self._following is not None:
+                self._following.seen(document.view.workers)
             self._see(document.view, ViewSeen(document.view))
         if document.formed is not None:
             self._handle(FormedSeen(document.formed))
@@ -323,6 +359,12 @@ class Keeper:
         told = self._handover.read()[1]
         if told.done is None:
             self._exit(EVICTED, "the job has ended without this worker")
+        if (
+            self._member.view is None
+        ):  # it has followed to the end: its state is wanted if all members die before theirs
+            if document.ended:
+                self._exit(0, "the job has ended without this worker")
+            return
         self._handle(Ended())
         self._handover.end()
 
@@ -403,7 +445,9 @@ class Keeper:
             return Phase.DONE
         if told.announcement is None:
             return Phase.STARTING
-        return Phase.READY if self._member.view is None else Phase.TRAINING
+        if self._member.view is not None:
+            return Phase.TRAINING
+        return Phase.READY if self._following is None or self._handover.level else Phase.FOLLOWING
 
 
 def ignore_signal(*_: object) -> None:

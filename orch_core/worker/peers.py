@@ -22,6 +22,7 @@ from orch_core.dataplane.group import Link
 from orch_core.dataplane.tcp import configure
 from orch_core.protocol.member import Hello
 from orch_core.worker import forks
+from orch_core.worker.feeds import Feeds, Wish
 
 CONNECT_S, REDIAL_S = 0.2, 0.02
 HELLO_S = 2.0  # from an accepted connection to its whole hello
@@ -40,7 +41,8 @@ class Greeting:
     """The first frame of a link."""
 
     token: str
-    hello: Hello
+    hello: Hello | None = None
+    follower: WorkerId | None = None  # instead of a hello: it wants to follow, and sends wishes from here on
     version: int = 1
 
 
@@ -57,8 +59,9 @@ class Listener:
 class Peers:
     """``start()``, then :meth:`greet` per view; :meth:`links` when all hellos are in; :meth:`drop` when it is over."""
 
-    def __init__(self, host: str, token: str, listener: Listener) -> None:
+    def __init__(self, host: str, token: str, listener: Listener, feeds: Feeds) -> None:
         self._token = token
+        self._feeds = feeds
         self._tell = listener
         self._server = socket.create_server((host, 0), backlog=BACKLOG)
         self._server.setblocking(False)
@@ -90,7 +93,7 @@ class Peers:
     def greet(self, hello: Hello, peers: tuple[WorkerId, ...]) -> None:
         """Dial each until it answers or :meth:`drop` is called, and write the hello first."""
         addresses = {member.worker: member.address for member in hello.view.members}
-        frame = _framed(codec.encode(Greeting(self._token, hello)))
+        frame = framed(codec.encode(Greeting(self._token, hello)))
         for peer in peers:
             self._spawn(self._dial((hello.view.number, peer), addresses[peer], frame), f"dial {peer}", self._dialling)
 
@@ -131,12 +134,19 @@ class Peers:
         except asyncio.CancelledError:
             sock.close()
             raise
-        hello = greeting.hello
-        key = (hello.view.number, hello.sender)
+        hello, follower = greeting.hello, greeting.follower
         if not hmac.compare_digest(greeting.token.encode(), self._token.encode()):
-            logger.warning("event=hello-refused sender=%s cause='wrong token'", hello.sender)
+            sender = hello.sender if hello is not None else follower
+            logger.warning("event=hello-refused sender=%s cause='wrong token'", sender)
             sock.close()
             return
+        if hello is None:
+            if follower is not None:
+                await self._hear_wishes(follower, sock)
+            else:
+                sock.close()
+            return
+        key = (hello.view.number, hello.sender)
         if key in self._arrived:
             logger.info("event=hello-again view=%d sender=%s", *key)
             sock.close()
@@ -144,6 +154,17 @@ class Peers:
         self._arrived[key] = sock
         self._watch(sock, key)
         self._tell.heard(hello)
+
+    async def _hear_wishes(self, follower: WorkerId, sock: socket.socket) -> None:
+        logger.info("event=followed follower=%s", follower)
+        self._feeds.accept(follower, sock)
+        try:
+            while True:
+                self._feeds.wish(follower, codec.decode(Wish, await _read_frame(sock)))
+        except (OSError, EOFError, MalformedMessage) as error:
+            logger.info("event=follower-gone follower=%s cause=%r", follower, str(error))
+        finally:
+            self._feeds.drop(follower, sock)
 
     async def _dial(self, key: Key, address: str, frame: bytes) -> None:
         host, _, port = address.rpartition(":")
@@ -207,7 +228,8 @@ class Peers:
             self._tell.failed(error)
 
 
-def _framed(body: bytes) -> bytes:
+def framed(body: bytes) -> bytes:
+    """How greetings and wishes travel."""
     return _LENGTH.pack(len(body)) + body
 
 

@@ -10,6 +10,9 @@
 
 A view can end wherever this thread talks to others. Then :class:`ViewBroken` comes up here, the next plan is awaited,
 and the same place is tried again: contributions are kept, and all rounds run again with the same bits.
+
+A joiner *follows* before it is a member: State(s) comes to it beside the view, and then the results of every step. It
+goes the same way, without passes; once a plan includes it, it goes on from where it is.
 """
 
 import logging
@@ -32,7 +35,7 @@ from orch_core.protocol.deal import Move
 from orch_core.protocol.member import Plan
 from orch_core.worker import state
 from orch_core.worker.gradients import Gradients
-from orch_core.worker.handover import Ended, Handover, Offer
+from orch_core.worker.handover import Ended, Followed, Handover, Offer
 from orch_core.worker.prepared import Prepared
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class Steps:
         self, spec: JobSpec, handover: Handover, prepared: Prepared, make_engine: Callable[[], Engine]
     ) -> None:
         self._spec = spec
+        self._feeds = handover.feeds
         self._handover = handover
         self._prepared = prepared
         self._make_engine = make_engine
@@ -68,7 +72,8 @@ class Steps:
         self._plan: Plan | None = None
         self._group: Group | None = None
         self._good = False  # the group has not broken under our hands
-        self._fed: Results | None = None
+        self._fed: Results | None = None  # of the open step: they end it
+        self._beside = False  # they came beside the view
         self._received: Received | None = None
         self._inner = False
         self._start: state.Start | None = None  # of the open step
@@ -101,7 +106,9 @@ class Steps:
     @property
     def is_first(self) -> bool | None:
         """Whether this worker is the view's lowest member; None before there is a view."""
-        return None if self._plan is None else self._plan.index == 0
+        if self._plan is None:
+            return False if self._handover.follows else None
+        return self._plan.index == 0
 
     @property
     def started(self) -> bool:
@@ -137,20 +144,20 @@ class Steps:
 
     def begin(self) -> Step | None:
         """State(s) is complete: everything that belongs between two steps. None: there are no more steps."""
-        self._inner, self._fed = False, None
+        self._inner = False
         while not self.is_over():
             try:
                 self._follow()
                 if self.is_over():  # a state that came in may be the last
                     break
                 plan, step = self._plan, self.next_step
-                assert plan is not None
-                if plan.paused and step > plan.step and not self._handover.stop_asked:
+                if plan is not None and plan.paused and step > plan.step and not self._handover.stop_asked:
                     self._handover.tell_now(doing=f"paused: {len(plan.view.members)} of {plan.min_workers} workers")
                     self._wait(or_stop=True)
                     continue
                 self._install()
-                self._move(step)
+                if self._is_member(step):
+                    self._move(step)
                 self._open(step)
                 return step
             except ViewBroken as error:
@@ -173,9 +180,14 @@ class Steps:
         self.engine.open(step, self._start.buffers)
         self._held = set()
         self.passes = 0
+        self._capture_for_followers(step)
         plan = self._plan
-        assert plan is not None
-        self._handover.tell(shards=plan.dealt(step)[plan.index], doing="", reset=self._reset)
+        shards = plan.dealt(step)[plan.index] if plan is not None and self._is_member(step) else ()
+        self._handover.tell(shards=shards, doing="", reset=self._reset)
+
+    def _is_member(self, step: Step) -> bool:
+        """It takes part in `step`: it neither follows nor waits for that step's results."""
+        return self._plan is not None and self._fed is None and step >= self._plan.step
 
     # ---------------------------------------------------------------- in the inner loop
 
@@ -195,12 +207,15 @@ class Steps:
         step = self.engine.step
         while True:
             try:
-                self._follow()
+                if self._fed is None:
+                    self._follow()
+                plan = self._plan
+                if self._fed is None and plan is not None and step < plan.step:
+                    self._fed = self._receive_results(plan)
                 if self._fed is not None:
                     results = self.engine.finish_from(self._fed)
                     self._apply(results)
                     return None
-                plan = self._plan
                 assert plan is not None
                 self._move(step)
                 for shard in plan.dealt(step)[plan.index]:
@@ -244,7 +259,9 @@ class Steps:
         stop = self.stop_wanted or self._handover.stop_asked
         group = self._group
         before = 0 if group is None else group.bytes_sent
-        results = self.engine.finish(plan.dealt(step), plan.index, group, stop=stop, digests=digests)
+        results = self.engine.finish(
+            plan.dealt(step), plan.index, group, stop=stop, digests=digests, asked=self._feeds.waiting()
+        )
         if group is not None:
             telemetry.SYNC_BYTES.add(group.bytes_sent - before)
         return results
@@ -252,21 +269,25 @@ class Steps:
     def _apply(self, results: Results) -> None:
         """Handed to the outer body: from the first line on the step counts as applied. Raises ViewBroken before it."""
         step, means = results.step, results.means
-        self._handover.apply(step, self.engine.state_shards_when_applied, means)
+        if self._beside:
+            self._handover.caught_up(means)
+        else:
+            self._handover.apply(step, self.engine.state_shards_when_applied, means)
         self.gradients.leave_pass()
         self.engine.write(results, self._prepared.parameters, self.gradients.left)
         self.engine.write_buffers(results, self._prepared.buffer_tensors())
         self.engine.apply(results)
         self.applied, self.means, self.outer = step, means, {}
         self._after(results)
+        self._feeds.push(results)
         failpoints.reach("applied", step)
         if results.difference is not None and self._plan is not None:
             raise StatesDiffer(self._explain(results))
-        if self._plan is not None and self._plan.step > step:
+        if self._plan is not None and self._plan.step == step + 1:
             self._handover.tell_now(holds=self._plan.view.number)
 
     def _after(self, results: Results) -> None:
-        self._inner, self._fed = False, None
+        self._inner, self._fed, self._beside = False, None, False
         self._reset = self._reset or bool(results.reset)
         if results.stop:
             self.over = "stop"
@@ -294,25 +315,41 @@ class Steps:
     # ---------------------------------------------------------------- views
 
     def _follow(self) -> None:
-        """Return with the plan of an open group, after everything that it asks for first. Raises ViewBroken, Ended."""
-        while True:
-            offer = self._handover.next_offer()
-            if offer is None:
-                if not self._good:
-                    raise ViewBroken("waits for the next view")
-                return
-            self._adopt(offer)
+        """Return with the plan of an open group, after everything that it asks for first, or with what came beside it.
+
+        Raises ViewBroken, Ended.
+        """
+        while self._fed is None:
+            match self._handover.next_offer():
+                case None:
+                    if not self._good:
+                        raise ViewBroken("waits for the next view")
+                    return
+                case Offer() as offer:
+                    self._adopt(offer)
+                case Followed(step, state=None, results=results):
+                    if step != self.next_step:
+                        raise ConfigurationError(f"results of step {step} came to who is at step {self.next_step}")
+                    self._fed, self._beside = results, True
+                case Followed(step, state=blob):
+                    assert blob is not None
+                    self._read_state(step, blob)
+                    return
 
     def _wait(self, *, or_stop: bool = False) -> None:
         """For another view. Raises ViewBroken, Ended."""
-        offer = self._handover.next_offer(newer=True, or_stop=or_stop)
-        if offer is not None:
-            self._adopt(offer)
+        match self._handover.next_offer(newer=True, or_stop=or_stop):
+            case Offer() as offer:
+                self._adopt(offer)
+            case Followed():
+                raise ConfigurationError("results came behind the last step")
 
     def _lose(self, error: ViewBroken) -> None:
         """Let go of the group. The keeper says how it goes on."""
         plan, group = self._plan, self._group
-        self._group, self._good, self._fed = None, False, None
+        self._group, self._good = None, False
+        if not self._beside:
+            self._fed = None
         if group is not None:
             group.close()
         if plan is not None:
@@ -322,7 +359,7 @@ class Steps:
         """Follow a plan: feed those behind, give or take the state. Raises ViewBroken."""
         if self._group is not None:
             self._group.close()
-        plan, self._plan, self._group, self._good, self._fed = offer.plan, offer.plan, offer.group, True, None
+        plan, self._plan, self._group, self._good = offer.plan, offer.plan, offer.group, True
         self._held = {shard for partial in self.engine.held for shard in partial}
         self._handover.contributions(self._held)
         if self.applied is None and plan.me not in plan.without_state:
@@ -332,9 +369,8 @@ class Steps:
             self._give(plan, [place[w] for w in plan.behind], [place[w] for w in plan.without_state])
         elif plan.donor is not None and plan.me in plan.without_state:
             self._receive(plan, place[plan.donor])
-        elif plan.donor is not None and plan.me in plan.behind:
-            self._fed = self._receive_results(plan, place[plan.donor])
-            return  # it holds the state once it has applied these
+        elif plan.me in plan.behind:
+            return  # it holds the state once it has been fed, in its inner loop
         if self.applied is not None and self.applied + 1 != plan.step:
             raise ConfigurationError(
                 f"view {plan.view.number} is at step {plan.step}, but this worker has applied {self.applied}"
@@ -388,20 +424,25 @@ class Steps:
         first = group.exchange_blobs(Kind.STATE, plan.step, {}, [donor])[donor]
         failpoints.reach("state-half-received", plan.step)
         second = group.exchange_blobs(Kind.STATE, plan.step, {}, [donor])[donor]
-        raw, tensors = first.header, [*first.tensors, *second.tensors]
+        self._hold(plan.step)  # raises if the view is over: then nothing of this may stay behind
+        self._read_state(plan.step, Blob(first.header, [*first.tensors, *second.tensors]))
+
+    def _read_state(self, step: Step, sent: Blob) -> None:
+        """Take what :meth:`_outgoing_state` of another member has packed. Raises MalformedMessage."""
+        raw, tensors = sent.header, list(sent.tensors)
         try:
-            if raw["version"] != 1 or raw["step"] != plan.step:
-                raise MalformedMessage(f"a state of step {raw['step']} came where {plan.step} was expected")
+            if raw["version"] != 1 or raw["step"] != step:
+                raise MalformedMessage(f"a state of step {raw['step']} came where {step} was expected")
             own, shared = (int(count) for count in raw["counts"])
             training = Training(*(int(number) for number in raw["training"]))
             blob = Blob(raw["state"], tensors[:own])
-            received = Received(plan.step, blob, training, str(raw["over"]), dict(raw["outer"]))
+            received = Received(step, blob, training, str(raw["over"]), dict(raw["outer"]))
             of_strategy = Blob(raw["shared"], tensors[own : own + shared])
             results = None if raw["results"] is None else Results.decode(Blob(raw["results"], tensors[own + shared :]))
             means, reset = {str(k): float(v) for k, v in raw["means"].items()}, bool(raw["reset"])
         except (KeyError, TypeError, ValueError) as error:
             raise MalformedMessage(f"a state cannot be read: {error!r}") from error
-        self._hold(plan.step)  # raises if the view is over: then nothing of this may stay behind
+        self.applied = Step(step - 1)
         self._received = received
         self.engine.import_state(of_strategy)
         self.engine.results = results
@@ -412,12 +453,13 @@ class Steps:
         elif self.training != training:
             self.train(training)  # says what differs
 
-    def _receive_results(self, plan: Plan, donor: int) -> Results:
+    def _receive_results(self, plan: Plan) -> Results:
         group = self._group
         assert group is not None
-        step = Step(plan.step - 1)
-        if not self._inner or step != self.engine.step:
-            raise ConfigurationError(f"this worker was to be fed step {step}, but is not in it")
+        assert plan.donor is not None
+        step, donor = Step(plan.step - 1), plan.view.workers.index(plan.donor)
+        if step != self.engine.step:
+            raise ConfigurationError(f"this worker was to be fed step {step}, but is at step {self.engine.step}")
         return Results.decode(group.exchange_blobs(Kind.RESULTS, step, {}, [donor])[donor])
 
     def _install(self) -> None:
@@ -461,6 +503,14 @@ class Steps:
             return state.Captured(received.header, list(received.tensors), [])
         start = self._start if self._inner and self._start is not None else state.Start.of(self._prepared)
         return state.capture(self._prepared, start)
+
+    def _capture_for_followers(self, step: Step) -> None:
+        """All members do this between the same two steps, for the same followers."""
+        results = self.engine.results
+        asked = results.asked if results is not None and results.step == step - 1 else ()
+        if results is not None and self._feeds.knows(asked):
+            header, tensors = self._outgoing_state(step, results.encode())
+            self._feeds.capture(asked, step, Blob(header, tensors))
 
     # ---------------------------------------------------------------- the end
 

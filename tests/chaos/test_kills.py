@@ -70,6 +70,7 @@ TWO_WORKERS = {
     "while greeting": "applied:4:kill@w2.1,hello-sent:2:kill@w1.1",
     "the donor in the middle of the state": "applied:4:kill@w2.1,state-half-sent:*:kill@w0.1",
     "the joiner in the middle of the state": "applied:4:kill@w2.1,state-half-received:*:kill@w2.2",
+    "the joiner with the whole state": "applied:4:kill@w2.1,followed:*:kill@w2.2",
     "the rest of the view but one": "outer-body:4:kill@w2.1,outer-body:5:kill@w1.1",
 }
 COORDINATORS = ["before-end-commit", "after-end-commit", "persist", "persisted", "send"]
@@ -94,14 +95,14 @@ def test_a_worker_killed_at(point: str, tmp_path: Path, undisturbed: dict[str, s
 
 @pytest.mark.skipif(os.environ.get("ORCH_CHAOS") != "full", reason="the whole matrix takes minutes: make chaos")
 @pytest.mark.parametrize("partner", ["another worker", "the leader"])
-@pytest.mark.parametrize("point", [*ONE_WORKER, "hello-sent", "state-half-sent", "state-half-received"])
+@pytest.mark.parametrize("point", [*ONE_WORKER, "hello-sent", "state-half-sent", "state-half-received", "followed"])
 def test_every_failpoint_with_a_second_death(
     point: str, partner: str, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     """Points of joins and view changes need a first death that brings them about: then there are three."""
     needs_first = point not in ONE_WORKER
     step = ONE_WORKER.get(point, "2" if point == "hello-sent" else "*")  # a hello's step is its view
-    victim = {"state-half-sent": "w0.1", "state-half-received": "w2.2"}.get(point, "w1.1")
+    victim = {"state-half-sent": "w0.1", "state-half-received": "w2.2", "followed": "w2.2"}.get(point, "w1.1")
     armed = ["applied:4:kill@w2.1"] if needs_first else []
     armed.append(f"{point}:{step}:kill@{victim}")
     if partner == "another worker":
@@ -125,6 +126,16 @@ def test_two_deaths(case: str, tmp_path: Path, undisturbed: dict[str, str]) -> N
     with LiveJob(tmp_path, SMALL, workers=3, env=env) as job:
         check(job.finish(), undisturbed["40"])
         check_fired(job, TWO_WORKERS[case])
+
+
+@pytest.mark.parametrize("armed", ["state-half-sent:*:kill@w0.1", "state-half-received:*:kill@w2.2"])
+def test_a_death_while_a_state_is_copied_in_a_view(armed: str, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    """Too few workers to go on: the joiner has nobody to follow, and is taken in without a state."""
+    armed = f"applied:4:kill@w2.1,{armed}"
+    env = {**CALM, "ORCH_FAILPOINTS": armed}
+    with LiveJob(tmp_path, SMALL, workers=3, options=["--min-workers", "3"], env=env) as job:
+        check(job.finish(), undisturbed["3"])
+        check_fired(job, armed)
 
 
 @pytest.mark.parametrize("point", COORDINATORS)

@@ -205,6 +205,29 @@ def test_decide_says_when_to_look_again():
     assert job.again == pytest.approx(SILENCE_S)
 
 
+def test_a_follower_joins_when_it_is_level():
+    job = running(A, B).runs(C)
+    job.document = replace(job.document, wanted=3, places=job.document.places)
+    job.says(C, Phase.FOLLOWING, applied=Step(1)).decides()
+    assert job.members == (A, B)
+    assert job.says(C, Phase.READY, applied=Step(3)).decides().members == (A, B, C)
+    assert job.view.joined == 1
+
+
+def test_where_nobody_goes_on_a_follower_joins_as_it_is():
+    job = running(A, B, min_workers=2).dies(B).decides().goes_on(A)
+    job.says(B2, Phase.FOLLOWING).runs(B2).decides()
+    assert job.members == (A, B2)
+
+
+def test_a_follower_with_a_state_begins_anew_when_all_members_are_dead():
+    job = running(A, B).dies(B).decides().goes_on(A)
+    job.says(B2, Phase.FOLLOWING, applied=Step(2)).runs(B2).dies(A).decides()
+    job.ready(A2).decides()
+    assert job.members == (A2, B2)
+    assert job.view.fresh
+
+
 def complaint(job, worker, *peers):
     view = job.view.number
     return job.says(worker, applied=Step(3), view=view, unreachable=peers)

@@ -13,6 +13,7 @@ from orch_core.protocol.member import (
     CloseGroup,
     Ended,
     Exit,
+    Fed,
     FormedSeen,
     Greet,
     Greeted,
@@ -370,3 +371,58 @@ def test_remote_input_never_raises_and_views_only_grow(happening):
         seen = member.view.number if member.view is not None else 0
         assert seen >= number
         number = seen
+
+
+def taken_in(had=3):
+    """A follower that has results up to `had`, at the view in which A and B take it in."""
+    seen = replace(view(2, A, B, C), joined=1)
+    member = Member(C, SHARDS)
+    fed(member, Fed(Step(had)))
+    assert fed(member, ViewSeen(seen)) == []
+    return member, seen
+
+
+def test_a_follower_that_is_taken_in_greets_when_all_hellos_tell_that_it_is_near_enough():
+    member, seen = taken_in(had=3)
+    assert fed(member, HelloReceived(hello(seen, A, Position(Step(4))))) == []
+    assert kinds(fed(member, HelloReceived(hello(seen, B, Position(Step(3)))))) == [CloseGroup]
+    effects = fed(member, GroupClosed(Position(Step(3))))
+    assert next(e for e in effects if isinstance(e, Greet)).hello.position == Position(Step(3))
+
+
+def test_a_follower_that_is_too_far_behind_takes_results_until_it_is_not():
+    member, seen = taken_in(had=1)
+    for peer in (A, B):
+        assert fed(member, HelloReceived(hello(seen, peer, Position(Step(4))))) == []
+    assert fed(member, Fed(Step(2))) == []
+    assert kinds(fed(member, Fed(Step(3)))) == [CloseGroup]
+
+
+def test_a_follower_greets_from_where_it_is_when_the_deadline_passes():
+    member, _ = taken_in(had=1)
+    assert member.deadline == FORMING_DEADLINE_S
+    assert kinds(fed(member, Tick(), now=FORMING_DEADLINE_S)) == [CloseGroup]
+
+
+def test_a_follower_does_not_wait_for_another_that_joins_with_it():
+    seen = replace(view(2, A, B, C), joined=2)
+    member = Member(C, SHARDS)
+    fed(member, Fed(Step(3)), ViewSeen(seen))
+    assert kinds(fed(member, HelloReceived(hello(seen, A, Position(Step(3)))))) == [CloseGroup]
+
+
+def test_a_follower_goes_on_taking_results_when_the_view_that_takes_it_in_breaks():
+    member, seen = taken_in(had=1)
+    assert kinds(fed(member, LinkBroken(seen.number, A))) == [SendStatus]
+    later = replace(view(3, B, C), joined=0)
+    assert fed(member, ViewSeen(later)) == []
+    assert fed(member, HelloReceived(hello(later, B, Position(Step(3))))) == []
+    assert kinds(fed(member, Fed(Step(2)))) == [CloseGroup]
+
+
+def test_who_has_greeted_once_closes_at_once_from_then_on():
+    member, seen = taken_in(had=3)
+    for peer in (A, B):
+        fed(member, HelloReceived(hello(seen, peer, Position(Step(3)))))
+    fed(member, GroupClosed(Position(Step(3))))
+    assert kinds(fed(member, ViewSeen(view(3, A, C)))) == [CloseGroup]

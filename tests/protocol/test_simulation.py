@@ -101,7 +101,7 @@ def test_the_command_prints_how_fast_it_was(capsys):
 
 
 def test_the_command_fails_with_the_seed_when_a_promise_is_broken(capsys):
-    assert main(["--seeds", "5", "--processes", "1", "--mutant", "first-done-ends"]) == 1
+    assert main(["--seeds", "15", "--processes", "1", "--mutant", "first-done-ends"]) == 1
     assert re.search(r"^seed \d, at ", capsys.readouterr().out, re.MULTILINE)
 
 

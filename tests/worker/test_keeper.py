@@ -66,8 +66,8 @@ class Member:
 
 
 @contextlib.asynccontextmanager
-async def job(*members, **options):
-    async with ControlPlane(1, workers=len(members)) as plane:
+async def job(*members, min_workers=1, **options):
+    async with ControlPlane(1, workers=len(members), min_workers=min_workers) as plane:
         await plane.elect("c0")
         made = [Member(plane, worker, **options.get(worker, {})) for worker in members]
         for member in made:
@@ -137,7 +137,7 @@ def test_members_whose_kernels_or_models_differ_are_refused_with_both_named():
 
 def test_a_worker_that_comes_when_the_job_runs_hears_so_and_is_taken_in():
     async def scenario():
-        async with job("w0.1", "w1.1") as (plane, members):
+        async with job("w0.1", "w1.1", min_workers=2) as (plane, members):  # w0.1 alone does not go on: no one follows
             await until(lambda: all(len(m.members()) == 2 for m in members), HANG_S)
             await asyncio.to_thread(members[1].stop)
             late = Member(plane, "w1.2")

@@ -10,6 +10,7 @@ from orch_core.contracts.ids import Step, ViewNumber, WorkerId
 from orch_core.protocol.deal import Position
 from orch_core.protocol.member import Hello
 from orch_core.worker import peers
+from orch_core.worker.feeds import Feeds
 from orch_core.worker.peers import Listener, Peers
 
 HANG_S = 60.0
@@ -34,8 +35,8 @@ def test_an_error_at_accept_does_not_end_accepting(monkeypatch):
             return await accept(server)
 
         monkeypatch.setattr(loop, "sock_accept", reluctantly)
-        listener = Peers("127.0.0.1", "token", Listener(ignore, heard.set_result, ignore, heard.set_exception))
-        caller = Peers("127.0.0.1", "token", Listener(ignore, ignore, ignore, heard.set_exception))
+        listener = Peers("127.0.0.1", "token", Listener(ignore, heard.set_result, ignore, heard.set_exception), Feeds())
+        caller = Peers("127.0.0.1", "token", Listener(ignore, ignore, ignore, heard.set_exception), Feeds())
         members = (ViewMember(A, listener.address), ViewMember(B, caller.address))
         view = View(ViewNumber(1), members, Cause.START, "a test's", Step(0), 0.0)
         listener.start()
@@ -59,8 +60,8 @@ def test_an_error_of_our_own_behind_a_hello_is_told():
         def breaks(_):
             raise RuntimeError("a bug")
 
-        listener = Peers("127.0.0.1", "token", Listener(ignore, breaks, ignore, failed.set_result))
-        caller = Peers("127.0.0.1", "token", Listener(ignore, ignore, ignore, ignore))
+        listener = Peers("127.0.0.1", "token", Listener(ignore, breaks, ignore, failed.set_result), Feeds())
+        caller = Peers("127.0.0.1", "token", Listener(ignore, ignore, ignore, ignore), Feeds())
         members = (ViewMember(A, listener.address), ViewMember(B, caller.address))
         view = View(ViewNumber(1), members, Cause.START, "a test's", Step(0), 0.0)
         listener.start()

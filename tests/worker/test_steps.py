@@ -4,9 +4,11 @@ Each worker is a thread with a whole script; who dies is cut off from its peers 
 survivors end with the bits of a job of one.
 """
 
+import asyncio
 import random
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,12 @@ from orch_core.dataplane import GradientSync
 from orch_core.dataplane.group import Blob, Group, Link
 from orch_core.protocol.deal import Position
 from orch_core.protocol.member import make_plan
+from orch_core.worker import feeds
 from orch_core.worker import run as runs
 from orch_core.worker.alone import handover_alone
+from orch_core.worker.following import Following
 from orch_core.worker.handover import Handover, Offer
+from orch_core.worker.peers import Listener, Peers
 from orch_core.worker.setting import Setting
 
 HANG_S = 120.0
@@ -83,6 +88,8 @@ class Worker(threading.Thread):
         if job.strategy is not None:
             job.use_strategy(self.run_)
         self.dead = False
+        self.following = None
+        self.address = job.door.open(self.handover.feeds) if job.door is not None else ""
         self.history = None
         self.error = None
 
@@ -95,10 +102,54 @@ class Worker(threading.Thread):
         self.job.look.set()
 
 
+class Door:
+    """Where the workers of this process are followed: a thread with the sockets of them all."""
+
+    def __init__(self):
+        self._loop = asyncio.new_event_loop()
+        self._peers = {}
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def _do(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(HANG_S)
+
+    def open(self, served):
+        async def start():
+            def ignore(*_):
+                pass
+
+            peers = Peers("127.0.0.1", "token", Listener(ignore, ignore, ignore, ignore), served)
+            peers.start()
+            self._peers[peers.address] = peers
+            return peers.address
+
+        return self._do(start())
+
+    def shut(self, address):
+        if address in self._peers:
+            self._do(self._peers.pop(address).close())
+
+    def close(self):
+        for address in list(self._peers):
+            self.shut(address)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(HANG_S)
+        self._loop.close()
+
+
+@pytest.fixture
+def door():
+    door = Door()
+    yield door
+    door.close()
+
+
 class Job:
     """Deals views to threads as leader and keepers would."""
 
-    def __init__(self, names, *, happened=lambda job, what, run: None, strategy=None, script=script):
+    def __init__(self, names, *, happened=lambda job, what, run: None, strategy=None, script=script, door=None):
+        self.door = door
         self.spec = JobSpec(JobName("test"), seed=7, shards=SHARDS, workers=len(names), check_every=4)
         self.look = threading.Event()
         self.strategy = strategy
@@ -131,6 +182,20 @@ class Job:
             self.workers[WorkerId(name)] = worker = Worker(name, self, **options)
             worker.start()
 
+    def follow(self, name):
+        """A joiner that is taken into a view once it is level."""
+        with self._lock:
+            if WorkerId(name) in self.workers:
+                return
+            self.add(name, late=True)
+            joiner = self.workers[WorkerId(name)]
+            joiner.following = Following(joiner.id, "token", self.to_follow, joiner.handover, self.look.set)
+            joiner.following.start()
+
+    def to_follow(self):
+        with self._lock:
+            return [ViewMember(w, self.workers[w].address) for w in self.view]
+
     def add_and_wait(self, name, **options):
         """From a worker's thread: it goes on when a view with the new one is dealt."""
         if WorkerId(name) not in self.workers:
@@ -145,13 +210,17 @@ class Job:
             victim.dead = True
             victim.handover.close()
             victim.handover.end()
+            if victim.following is not None:
+                victim.following.stop()
+        if self.door is not None:
+            self.door.shut(victim.address)
         self.look.set()
 
     def alive(self):
         return [worker for worker in self.workers.values() if not worker.dead]
 
-    def finish(self):
-        """Deal views until everybody alive has done the last step; their words about the end."""
+    def finish(self, but=None):
+        """Deal views until everybody alive (but one) has done the last step; their words about the end."""
         while True:
             assert self.look.wait(HANG_S), "nothing happens any more"
             self.look.clear()
@@ -162,19 +231,27 @@ class Job:
                         for other in alive:
                             self.kill(other.id)
                         raise worker.error
+                alive = [worker for worker in alive if worker.id != but]
                 told = [worker.handover.read()[1] for worker in alive]
                 done = [news.done for news in told]
-                if all(done):
+                if all(d for w, d in zip(alive, done, strict=True) if w.following is None or w.handover.follows):
+                    done = [d for d in done if d]  # who had no state when the others ended has none
                     break
-                ready = [w for w, news in zip(alive, told, strict=True) if news.announcement is not None]
+                ready = [
+                    w
+                    for w, news in zip(alive, told, strict=True)
+                    if news.announcement is not None and (w.following is None or w.handover.level)
+                ]
                 lost = [worker.handover.take_lost() for worker in alive]
                 wanted = tuple(sorted((w.id for w in ready), key=lambda w: (w not in self.view, w)))
                 first = not self.view and len(ready) < self.spec.workers
                 if not first and (wanted != self.view or any(lost)):
                     self._deal(wanted)
-        for worker in alive:
+        for worker in self.alive():
             worker.handover.end()
         for worker in self.workers.values():
+            if worker.following is not None:
+                worker.following.stop()
             worker.join(HANG_S)
         return done
 
@@ -191,7 +268,16 @@ class Job:
             fresh=fresh,
             origin=members if fresh else (),
         )
-        positions = {w: self.workers[w].handover.close() for w in members}
+        followers = [w for w in members if self.workers[w].following is not None and w not in self.view]
+        positions = {w: self.workers[w].handover.close() for w in members if w not in followers}
+        furthest = max((p.applied for p in positions.values() if p.applied is not None), default=-1)
+        for w in followers:  # as Member does: it freezes once it is near enough
+            deadline = time.monotonic() + HANG_S
+            while self.workers[w].handover.read()[0].applied < furthest - 1:
+                assert time.monotonic() < deadline, f"{w} is not fed any more"
+                time.sleep(0.001)
+            positions[w] = self.workers[w].handover.close()
+            self.workers[w].following.stop()
         sockets = {(a, b): socket.socketpair() for a in members for b in members if a != b}
         for me, worker in enumerate(members):
             plan = make_plan(view, worker, positions, SHARDS)
@@ -294,6 +380,81 @@ def test_a_joiner_can_feed_after_the_donor_has_died(reference):
 
     job = Job(["w0.1", "w1.1"], happened=happened)
     same(job.finish(), reference)
+
+
+class TestFollowing:
+    """A joiner is fed beside the view, and is taken in when it is level."""
+
+    @staticmethod
+    def joins(name, *, reluctant=False, kills=None, at=()):
+        """`name` follows from step 2 on, has its state in step 6, and `kills` dies at `at`: a step and a place."""
+
+        def happened(job, where, run):
+            late, first = job.workers.get(WorkerId(name)), run._setting.worker == "w0.1"
+            if where == "pass" and run.step == 2 and late is None:
+                job.follow(name)
+                if reluctant:
+                    job.workers[WorkerId(name)].handover.__class__ = Reluctant
+            if where == "pass" and run.step == 4 and first:
+                wait_until(lambda: late.handover.follows or all(is_asked(w) for w in job.alive() if w is not late))
+            if (run.step, where) == at and first and not job.workers[WorkerId(kills)].dead:
+                job.kill(kills)
+            if where == "outer" and run.step == 6 and first and not kills:
+                wait_until(lambda: late.handover.follows)
+
+        return happened
+
+    def test_a_follower_is_taken_in_without_a_copy_of_the_state(self, reference, door):
+        job = Job(["w0.1", "w1.1"], happened=self.joins("w2.1"), door=door)
+        same(job.finish(), reference)
+        joiner = job.workers[WorkerId("w2.1")]
+        assert job.view == ("w0.1", "w1.1", "w2.1")
+        assert joiner.history == reference[1]
+        assert joiner.run_.steps._plan.without_state == ()
+
+    def test_who_is_never_taken_in_has_the_same_bits_all_the_same(self, reference, door):
+        """A hot spare."""
+        job = Job(["w0.1", "w1.1"], happened=self.joins("w2.1", reluctant=True), door=door)
+        same(job.finish(), reference)
+        assert job.workers[WorkerId("w2.1")].history == reference[1]
+        assert job.number == 1
+
+    @pytest.mark.parametrize("at", [(4, "pass"), (4, "outer"), (5, "pass"), (5, "outer"), (8, "pass"), (8, "outer")])
+    def test_it_goes_on_when_one_that_feeds_it_dies(self, reference, door, at):
+        job = Job(["w0.1", "w1.1", "w2.1"], happened=self.joins("w3.1", kills="w1.1", at=at), door=door)
+        same(job.finish(), reference)
+        late = job.workers[WorkerId("w3.1")]
+        assert late.history in (reference[1], [])  # it may have come too late to be fed again
+
+    def test_who_follows_too_slowly_is_dropped_and_costs_the_members_nothing(self, reference, door, monkeypatch):
+        monkeypatch.setattr(feeds, "KEPT_RESULTS", 1)
+        monkeypatch.setattr(feeds, "KEPT_LEAST", 1)
+        monkeypatch.setattr(feeds._Feed, "_forget", lambda self, step: None)  # what it confirms is not heard
+        late = WorkerId("w2.1")
+        job = Job(["w0.1", "w1.1"], happened=self.joins(late, reluctant=True), door=door)
+        same(job.finish(but=late), reference)
+        wait_until(lambda: job.workers[late].following.lost)
+
+
+class Reluctant(Handover):
+    """Never level, so never taken in."""
+
+    @property
+    def level(self):
+        return False
+
+
+def is_asked(worker):
+    """A follower's wish has reached it."""
+    served = worker.handover.feeds
+    return bool(served.waiting()) or any(feed.active for feed in served._feeds.values())
+
+
+def wait_until(truth):
+    deadline = time.monotonic() + HANG_S
+    while not truth():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -7,7 +7,7 @@ State(s+1) is State(s) with the result of s. Equal origin is equal bits, because
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from orch_core.contracts.ids import Shard, Step
+from orch_core.contracts.ids import Shard, Step, WorkerId
 
 Digest = int
 
@@ -25,6 +25,7 @@ class Results:
     step: Step
     digest: Digest
     stop: bool
+    asked: frozenset[tuple[WorkerId, int]] = frozenset()  # for whom all members capture the state behind it
 
 
 class Bits:

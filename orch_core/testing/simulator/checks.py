@@ -34,6 +34,7 @@ class Checks:
         self.left: set[WorkerId] = set()
         self.holders: dict[tuple[Step, Shard], set[WorkerId]] = {}
         self.furthest = BEFORE_FIRST_STEP  # applied by anybody since the last counted restart
+        self.captures: dict[tuple[WorkerId, int], Step] = {}
         self.lost_steps = 0
         self.rested = 0  # workers that ran the rest of the script
 
@@ -106,11 +107,13 @@ class Checks:
         hold(not living, f"view {after.number} keeps none of the formed {sorted(formed)}, and {living} live")
         workers = self.simulation.workers
         worthless = BEFORE_FIRST_STEP if before.fresh and before.number > 1 else None  # it has just begun anew
-        applied = {w: workers[w].script.applied for w in before.workers if workers[w].alive}
+        applied = {w: workers[w].script.position().applied for w in before.workers if workers[w].alive}
         holding = [w for w, step in applied.items() if step not in (None, worthless)]
         kept = set(holding) & set(after.workers)
         hold(bool(kept) or not holding, f"view {after.number} keeps none of {holding}, who hold a state")
-        stateful = [w for w in after.workers if workers[w].script.applied is not None]  # some may just have died
+        stateful = [
+            w for w in after.workers if workers[w].script.position().applied is not None
+        ]  # some may just have died
         hold(after.fresh or bool(stateful), "a view without a state is fresh")
         if after.fresh:
             hold(after.cause is Cause.RESTART, "a fresh view is a counted restart")
@@ -218,7 +221,7 @@ class Checks:
         hold(step <= self.furthest + 1, f"{worker.name} applies step {step}, a step ahead of everybody's next")
         self.furthest = max(self.furthest, step)
         for other in plan.view.workers:
-            theirs = self.simulation.workers[other].script.applied
+            theirs = self.simulation.workers[other].script.position().applied
             near = (
                 theirs >= step - 1 if theirs is not None else step < plan.step
             )  # fed while another waits for the state
@@ -227,6 +230,24 @@ class Checks:
     def installed(self, worker: "Worker", plan: Plan, state: Digest) -> None:
         right = state == self.simulation.bits.undisturbed(plan.step)
         hold(right, f"{worker.name} installs another State({plan.step})")
+
+    def captured(self, follower: WorkerId, number: int, step: Step) -> None:
+        first = self.captures.setdefault((follower, number), step)
+        hold(step == first, f"all members capture one state for one wish: {first} and {step} for {follower}")
+
+    def followed(self, worker: "Worker", step: Step, state: Digest) -> None:
+        self.simulation.world.say(f"{worker.name} follows from step {step} on")
+        hold(state == self.simulation.bits.undisturbed(step), f"{worker.name} follows with another State({step})")
+
+    def fed(self, worker: "Worker", results: Results) -> None:
+        """A follower has no view, and is never ahead of those that it follows."""
+        script, step = worker.script, results.step
+        hold(script.applied == step - 1, f"{worker.name} is fed {step} after {script.applied}")
+        hold(
+            script.state == self.simulation.bits.undisturbed(step), f"{worker.name} follows with another State({step})"
+        )
+        right = self.simulation.bits.undisturbed_result(step)
+        hold(results.digest == right, f"{worker.name} is fed another result of step {step}")
 
     # the end
 

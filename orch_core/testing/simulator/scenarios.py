@@ -12,6 +12,7 @@ from orch_core.contracts.ids import PlaceId, Step, WorkerId
 from orch_core.contracts.status import Phase
 from orch_core.protocol.member import Plan
 from orch_core.testing.simulator.coordinator import Coordinator
+from orch_core.testing.simulator.follow import Following
 from orch_core.testing.simulator.simulation import Simulation
 from orch_core.testing.simulator.swarm import Swarm
 from orch_core.testing.simulator.worker import Worker
@@ -24,7 +25,7 @@ class Play:
     """A simulation without faults, and words to say what happens in it."""
 
     def __init__(self, seed: int, trace: Callable[[str], None] | None = None, **settings: object) -> None:
-        swarm = Swarm(random.Random(seed), until_s=LONG_S)
+        swarm = Swarm(random.Random(seed), until_s=LONG_S, follow=False)
         for name, value in settings.items():
             if name not in Swarm.__slots__:
                 raise TypeError(f"a swarm has no {name}")
@@ -128,6 +129,13 @@ class Play:
 
     def met(self, milestone: str) -> Callable[[], None]:
         return lambda: self.simulation.milestones.add(milestone)
+
+    def plans(self) -> list[Plan]:
+        return list(self.simulation.checks.plans.values())
+
+    def without_state(self) -> set[WorkerId]:
+        """Who has ever been in a view without a state."""
+        return {worker for plan in self.plans() for worker in plan.without_state}
 
     def expect(self, promise: str, truth: Callable[[], bool]) -> None:
         def check(simulation: Simulation) -> None:
@@ -610,4 +618,114 @@ def the_end_is_taken_back_if_all_its_holders_die(seed: int, trace: Callable[[str
 
     play.when(finished, lambda: play.after(0.1, play.kill("w0.1"), play.kill("w1.1"), play.met("reached")))
     play.expect("it ends at the same step", lambda: play.simulation.outcome().steps == 4)
+    return play.simulation
+
+
+# ---- following
+
+
+def _following(play: Play, name: str) -> Following | None:
+    return play.worker(name).following if play.living(name) else None
+
+
+def _has_state(play: Play, name: str) -> bool:
+    following = _following(play, name)
+    return following is not None and following.follows
+
+
+@scenario
+def a_follower_joins_without_a_copy(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """Nobody waits for a state: it is there before the view is. Messages are slow: members hear of it at different
+    steps, and capture one state all the same."""
+    play = Play(seed, trace, workers=3, steps=60, follow=True, pass_s=0.005, outer_s=0.001)
+    play.simulation.world.slow_share = 0.2
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 2, play.kill("w2.1"), _cut_off(play, "w2", "w1"))
+    play.when(lambda: play.phase("w2.2") is Phase.READY, lambda: play.after(0.3, _mended(play, "w2", "w1")))
+    play.when(play.planned(lambda plan: "w2.2" in plan.view.workers), play.met("reached"))
+    _comes_with_its_state(play, "w2.2")
+    return play.simulation
+
+
+@scenario
+def a_follower_falls_behind_while_it_is_taken_in(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """What is on its way to it still counts: it greets when it is near enough, and nobody sends it away."""
+    play = Play(seed, trace, workers=3, steps=60, follow=True, pass_s=0.005, outer_s=0.001, commit_s=0.2)
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 2, play.kill("w2.1"))
+    play.when(lambda: _has_state(play, "w2.2"), _cut_off(play, "w0", "w2"))
+    play.when(lambda: "w2.2" in play.view(), lambda: play.after(0.1, _mended(play, "w0", "w2")))
+    play.when(lambda: _is_behind(play, "w2.2", "w1.1"), play.met("reached"))
+    _comes_with_its_state(play, "w2.2")
+    return play.simulation
+
+
+@scenario
+def one_that_feeds_a_follower_dies(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """Its shares of some steps are missing: who is left sends them, while the follower is being taken in."""
+    play = Play(seed, trace, workers=3, max_workers=4, steps=80, follow=True, pass_s=0.005, outer_s=0.001, commit_s=0.2)
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 2, play.scale(4))
+    play.when(lambda: _has_state(play, "w3.1"), _cut_off(play, "w1", "w3"))
+    play.when(lambda: _is_behind(play, "w3.1", "w0.1"), play.kill("w1.1"), play.met("reached"))
+    _comes_with_its_state(play, "w3.1")
+    return play.simulation
+
+
+def _cut_off(play: Play, source: str, target: str) -> Callable[[], None]:
+    return lambda: play.nemesis.cut((source, target))
+
+
+def _mended(play: Play, source: str, target: str) -> Callable[[], None]:
+    return lambda: play.nemesis.mend((source, target))
+
+
+def _is_behind(play: Play, follower: str, member: str) -> bool:
+    """By more than a step: too far for a member."""
+    had = play.worker(follower).following.had if play.living(follower) else None
+    return had is not None and play.applied(member) > had + 1
+
+
+def _comes_with_its_state(play: Play, follower: str) -> None:
+    def did() -> bool:
+        joined = any(follower in plan.view.workers for plan in play.plans())
+        return joined and play.worker(follower).exit_code == 0 and follower not in play.without_state()
+
+    play.expect("it comes with its state, and is not sent away", did)
+
+
+@scenario
+def a_followers_state_is_the_last_one(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """The only member dies: training goes on from what the follower has, and not from State(0)."""
+    play = Play(seed, trace, workers=1, max_workers=2, steps=40, follow=True)
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 4, play.scale(2))
+
+    def strike() -> None:
+        play.simulation.kill(play.worker("w0.1"))
+        play.simulation.milestones.add("reached")
+
+    play.when(lambda: _has_state(play, "w1.1") and "w1.1" not in play.view(), strike)
+    play.expect(
+        "it begins where the follower stands", lambda: all(p.step > 0 for p in play.plans() if p.view.number > 1)
+    )
+    return play.simulation
+
+
+@scenario
+def who_has_followed_to_the_end_waits_for_it(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """All members die behind their end: it has not run what is behind the loops, and its state is the last one."""
+    play = Play(seed, trace, workers=2, max_workers=3, steps=20, follow=True, rest_s=0.5)
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 2, play.scale(3))
+    for coordinator in ("c0", "c1", "c2"):
+        play.when(lambda: _has_state(play, "w2.1"), _cut_off(play, "w2", coordinator))
+
+    def ended() -> bool:
+        return play.document is not None and play.document.finished is not None and play.phase("w2.1") is Phase.DONE
+
+    def strike() -> None:
+        play.simulation.kill(play.worker("w0.1"))
+        play.simulation.kill(play.worker("w1.1"))
+        for coordinator in ("c0", "c1", "c2"):
+            play.nemesis.mend(("w2", coordinator))
+        play.simulation.milestones.add("reached")
+
+    play.when(ended, lambda: play.after(0.05, strike))
+    play.expect("it ends the job", lambda: play.worker("w2.1").exit_code == 0)
     return play.simulation

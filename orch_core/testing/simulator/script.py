@@ -67,6 +67,9 @@ class Script:
 
     def position(self) -> Position:
         partials = tuple((v,) for v in sorted(self.held))
+        had = self.worker.following.had
+        if had is not None and (self.applied is None or had > self.applied):
+            return Position(had)  # it can apply them without anybody's help
         return Position(self.applied, partials, self.computing, tuple(sorted(self.shard_state)))
 
     # the thread
@@ -75,14 +78,16 @@ class Script:
         yield self.swarm.time(self.swarm.start_up_s)
         self.worker.point("ready")
         self.phase = Phase.READY
-        self.worker.hop(self.worker.report)
+        self.worker.hop(self.worker.ready)
         try:
             while True:
                 try:
                     group = yield from self._group()
-                    if self.started is not group:
+                    if group is None:
+                        self._take_fed()
+                    elif self.started is not group:
                         yield from self._start(group)
-                    if not self.in_outer_body:
+                    if group is not None and not self.in_outer_body:
                         yield from (self._serve(group) if self.is_over else self._step(group))
                 except ViewBroken:
                     continue
@@ -107,13 +112,37 @@ class Script:
         stopped = results is not None and results.stop and self.worker.end_at is None
         return stopped or self.applied + 1 >= self.total
 
-    def _group(self) -> Generator[None, None, Group]:
+    def _group(self) -> Generator[None, None, Group | None]:
+        """None: something has come beside the view, which comes first."""
+        following = self.worker.following
         while True:
             if self.worker.ended and self.phase is Phase.DONE:
                 raise Over
+            if following.taken:
+                return None
+            if following.follows and not following.level:
+                following.level = True
+                self.worker.hop(self.worker.report)
+            if following.follows and self.worker.member.view is None and self.is_over and self.phase is not Phase.DONE:
+                self.phase = Phase.DONE  # nobody has taken it in, and it is through as well
+                self.worker.hop(self.worker.report)
             if self.worker.group is not None:
                 return self.worker.group
             yield None
+
+    def _take_fed(self) -> None:
+        step, state, results = self.worker.following.taken.popleft()
+        if state is not None:
+            self.applied, self.state = Step(step - 1), state
+            self.kept = {} if results is None else {results.step: results}
+            self.checks.followed(self.worker, step, state)
+            return
+        assert results is not None
+        self.checks.fed(self.worker, results)
+        self.applied = results.step
+        self.kept = {results.step: results}
+        self.in_outer_body = True
+        self.worker.point("applied beside")
 
     # a view begins
 
@@ -207,17 +236,20 @@ class Script:
     def _barrier(
         self, group: Group, step: Step, parts: list[Contribution], stop: bool, dealt: tuple[Shard, ...]
     ) -> Life:
+        asked = self.worker.feeds.waiting()
         for other in group.others:
-            self._send(group, other, "barrier", step, stop)
+            self._send(group, other, "barrier", step, (stop, asked))
             self.worker.point("barrier part sent")
         for other in group.others:
-            theirs = yield from self._barrier_of(group, other, step)
-            stop = stop or theirs
-        self._apply(group, Results(step, self.bits.result(parts), stop), dealt)
+            theirs, wishes = yield from self._barrier_of(group, other, step)
+            stop, asked = stop or theirs, asked & wishes
+        self._apply(group, Results(step, self.bits.result(parts), stop, asked), dealt)
 
-    def _barrier_of(self, group: Group, other: WorkerId, step: Step) -> Generator[None, None, bool]:
-        stop: bool = yield from self._receive(group, other, "barrier", step)
-        return stop
+    def _barrier_of(
+        self, group: Group, other: WorkerId, step: Step
+    ) -> Generator[None, None, tuple[bool, frozenset[tuple[WorkerId, int]]]]:
+        part: tuple[bool, frozenset[tuple[WorkerId, int]]] = yield from self._receive(group, other, "barrier", step)
+        return part
 
     def _wants_to_stop(self, step: Step) -> bool:
         if self.worker.end_at is not None:
@@ -233,6 +265,7 @@ class Script:
         self.held.clear()
         self.shard_state = set(carried)
         self.in_outer_body = True
+        self.worker.feeds.push(results)
         self.worker.point("applied")
 
     def _outer_body(self) -> Life:
@@ -242,6 +275,9 @@ class Script:
         self.state = self.bits.next(self.state, self.kept[self.applied].digest)
         self.in_outer_body = False
         self.worker.point("outer body")
+        before = self.kept[self.applied]
+        if before.asked:
+            self.worker.feeds.capture(before.asked, Step(self.applied + 1), self.state, before)
 
     def _serve(self, group: Group) -> Life:
         """Left the last step: keep results and state until the end is committed."""

@@ -24,6 +24,8 @@ POINTS = (
     "contributed",
     "barrier part sent",
     "applied",
+    "fed beside",
+    "applied beside",
     "outer body",
     "done",
     "rest",
@@ -81,6 +83,7 @@ class Swarm:
     faults: dict[str, float] = field(default_factory=dict)  # kind -> per second
     points: dict[str, float] = field(default_factory=dict)  # effect boundary -> probability of a kill there
     kills: int = 0  # at most
+    follow: bool = True  # joiners follow; otherwise they are taken in without a state
     until_s: float = 4.0  # when faults stop
 
     def time(self, mean: float) -> float:
@@ -124,6 +127,9 @@ def draw(rng: random.Random) -> Swarm:
     if "run.stop" in chosen:
         swarm.stop_at = Step(rng.randrange(swarm.steps))
         swarm.stop_place = rng.choice((None, PlaceId("w0"), PlaceId("w1")))
+    swarm.follow = rng.random() < 0.75
+    if swarm.follow and rng.random() < 0.5:  # long enough to become level, and to go on
+        swarm.steps, swarm.pass_s, swarm.outer_s = rng.randint(10, 40), 0.02, rng.choice((0.001, 0.02, 0.1))
     swarm.until_s = rng.uniform(1.0, 6.0)
     for order in ORDERS:
         if rng.random() < 0.25:

@@ -30,6 +30,7 @@ from orch_core.protocol.member import (
     ViewSeen,
 )
 from orch_core.testing.simulator.coordinator import Client
+from orch_core.testing.simulator.follow import Feeds, Following, Label, Shared, Wish
 from orch_core.testing.simulator.script import Group, Script
 from orch_core.testing.simulator.world import Connection, Process, Violation
 
@@ -47,6 +48,9 @@ class Worker(Client):
         self.pid = pid
         self.member = Member(worker, simulation.swarm.shards, simulation.swarm.min_workers)
         self.script = Script(self)
+        self.feeds = Feeds(self)
+        self.following = Following(self)
+        self.document: Document | None = None
         self.group: Group | None = None  # the mailbox from keeper to script
         self.stop_asked = False
         self.end_at: int | None = None
@@ -116,11 +120,11 @@ class Worker(Client):
             pid=self.pid,
             host=self.host,
             address=self.id,
-            phase=script.phase,
+            phase=self._phase(),
             view=view.number if view is not None else None,
             opened=member.opened,
             opened_step=member.opened_step,
-            applied=script.applied,
+            applied=script.position().applied,
             entered=script.entered,
             computing=script.computing,
             broken=member.broken,
@@ -129,6 +133,19 @@ class Worker(Client):
             leaving=member.leaving,
             done=self._done() if script.phase is Phase.DONE else None,
         )
+
+    def _phase(self) -> Phase:
+        follows = self.following.begun and not self.following.level and self.member.view is None
+        return Phase.FOLLOWING if follows and self.script.phase is Phase.READY else self.script.phase
+
+    def ready(self) -> None:
+        """The script is: whether it follows is known before the leader hears of it."""
+        self.begin_following()
+        self.report()
+
+    def begin_following(self) -> None:
+        if self.simulation.swarm.follow and self.document is not None:
+            self.following.look(self.document)
 
     def _done(self) -> Finished:
         script = self.script
@@ -140,6 +157,10 @@ class Worker(Client):
             self._hear(payload)
         elif isinstance(payload, Hello):
             self._greeted_by(connection, payload)
+        elif isinstance(payload, Wish):
+            self.feeds.wish(connection, payload)
+        elif isinstance(payload, Shared):
+            self.following.hear(connection, payload)
         else:
             connection.frames.append(payload)
             self.wake()
@@ -147,6 +168,8 @@ class Worker(Client):
     def lost(self, connection: Connection) -> None:
         if connection is self.uplink.connection:
             self.uplink.lost()
+        elif isinstance(connection.label, Label):
+            (self.following if connection.label.follower == self.id else self.feeds).lost(connection)
         elif isinstance(connection.label, tuple):
             view, peer, _ = key = self._key(connection)
             if self.links.get(key) is connection:
@@ -161,6 +184,9 @@ class Worker(Client):
         if document.revision <= self._revision:
             return
         self._revision = document.revision
+        self.document = document
+        if self.script.phase is Phase.READY:
+            self.begin_following()
         self.end_at = document.end_at
         self.stop_asked = bool(document.stop)
         state = next((p.state for p in document.places if p.worker == self.id), None)
@@ -176,7 +202,7 @@ class Worker(Client):
             self.terminate()
         if document.finished is None:
             return
-        if self.script.phase is Phase.DONE:
+        if self.script.phase is Phase.DONE and self.member.view is not None:
             self.ended = True
             self.feed(Ended())
             self.wake()
@@ -248,6 +274,7 @@ class Worker(Client):
         view = self.member.view
         if view is None:
             return
+        self.following.stop()
         limit = view.number if self.member.broken == view.number or self._is_over else view.number - 1
         for key in [k for k in self.links if k[0] <= limit]:
             self.links.pop(key).close(self)
