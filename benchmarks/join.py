@@ -42,7 +42,8 @@ class Join:
     killed_to_gradient_s: float
     exec_to_gradient_s: float
     median_step_s: float  # the others', in the calm second before
-    slowest_step_s: float  # the others', from the replacement's exec to its gradient
+    slowest_calm_step_s: float  # the others', in as long a time within that second
+    slowest_step_s: float  # the others', of those that began between the replacement's exec and its gradient
 
 
 def instrumented() -> str:
@@ -107,12 +108,14 @@ def disturb(folder: Path, workers: int, kills: int, rng: random.Random, *, cold:
             except AssertionError:
                 print(job.output()[-2000:], (job.home / job.name / "agent.log").read_text()[-4000:], file=sys.stderr)
                 raise
-            calm, window = [], []
+            calm, before, window = [], [], []
             for other in others:
                 times = [at for what, _, at, _ in marks(folder / "marks", other) if what == "step"]
                 calm += [b - a for a, b in pairwise(times) if killed - 1.0 <= a and b <= killed]
-                window += [b - a for a, b in pairwise(times) if b >= began and a <= gradient]
-            joins.append(Join(gradient - killed, gradient - began, statistics.median(calm), max(window)))
+                before += [b - a for a, b in pairwise(times) if b >= killed - (gradient - began) and b <= killed]
+                window += [b - a for a, b in pairwise(times) if began <= a <= gradient]
+            median = statistics.median(calm)
+            joins.append(Join(gradient - killed, gradient - began, median, max(before, default=median), max(window)))
     return joins
 
 
@@ -124,6 +127,9 @@ def told(joins: list[Join]) -> dict[str, Any]:
         "exec_to_gradient_max_ms": round(1000 * max(to_gradient)),
         "kill_to_gradient_median_ms": round(1000 * statistics.median(j.killed_to_gradient_s for j in joins)),
         "others_step_median_ms": round(1000 * statistics.median(j.median_step_s for j in joins), 1),
+        "calm_slowest_step_ratio_median": round(
+            statistics.median(j.slowest_calm_step_s / j.median_step_s for j in joins), 2
+        ),
         "others_slowest_step_ratio_median": round(
             statistics.median(j.slowest_step_s / j.median_step_s for j in joins), 2
         ),

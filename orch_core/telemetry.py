@@ -36,6 +36,8 @@ SYNC_DURATION = _meter.create_histogram(
 SYNC_BYTES = _meter.create_counter("orch.sync.bytes", "By", "Bytes sent to other members for gradient sync")
 VIEW_NUMBER = _meter.create_gauge("orch.view.number", "{view}", "The present view's number")
 VIEW_MEMBERS = _meter.create_gauge("orch.view.members", "{worker}", "Members of the present view")
+PASS_DURATION = _meter.create_gauge("orch.pass.duration", "s", "What a pass costs this worker: a median of the newest")
+DEAL_CHANGES = _meter.create_counter("orch.deal.changes", "{change}", "Deals that measured speed has changed in a view")
 RECOVERY_DURATION = _meter.create_histogram(
     "orch.recovery.duration", "s", "From the last step before a failure to the next"
 )

@@ -16,6 +16,8 @@ UNITS = {
     "orch.sync.bytes": "By",
     "orch.view.number": "{view}",
     "orch.view.members": "{worker}",
+    "orch.pass.duration": "s",
+    "orch.deal.changes": "{change}",
     "orch.recovery.duration": "s",
     "orch.raft.term": "{term}",
     "orch.raft.commit.duration": "s",

@@ -42,6 +42,7 @@ class RunOptions:
     consensus: str = DEFAULT_CONSENSUS
     max_restarts: int = DEFAULT_MAX_RESTARTS
     check_every: int = DEFAULT_CHECK_EVERY
+    deal: str = "fluid"
     job: str | None = None  # None: the agent makes a name up
     summary: Path | None = None  # absolute
 
@@ -56,6 +57,7 @@ class RunOptions:
             max_workers=self.max_workers,
             max_restarts=self.max_restarts,
             check_every=self.check_every,
+            deal=self.deal,
             sync=self.sync,
             sync_options=self.sync_options,
             consensus=self.consensus,
@@ -199,6 +201,13 @@ def _params() -> list[click.Parameter]:
             type=int,
             default=DEFAULT_CHECK_EVERY,
         ),
+        option(
+            "--deal",
+            "fluid|equal",
+            "Whether a slow worker carries fewer shards. The weights are the same.  [fluid]",
+            type=click.Choice(["fluid", "equal"]),
+            default="fluid",
+        ),
         option("--job", "NAME", "The job's name and its folder's. Default: one is made up."),
         option(
             "--summary",
@@ -232,6 +241,7 @@ def _checked(ctx: click.Context, split: Split) -> RunOptions:
         consensus=given["consensus"],
         max_restarts=checks.at_least("--max-restarts", given["max_restarts"], 0),
         check_every=checks.at_least("--check-every", given["check_every"], 1),
+        deal=given["deal"],
         job=checks.job_name(given["job"]),
         summary=checks.summary_file(given["summary"], _as_given(ctx, "summary")),
     )

@@ -102,10 +102,11 @@ def _for_people(status: StatusJson) -> str:
 
     file = io.StringIO()
     width = max(40, min(120, shutil.get_terminal_size((100, 24)).columns))
-    workers = _table(("worker", "state", "step", "shards", "pid", "doing"))
+    workers = _table(("worker", "state", "step", "shards", "pass", "pid", "doing"))
     for row in status.get("workers", ()):
         shards = " ".join(map(str, row.get("shards", ())))
-        _add(workers, row.get("id"), row.get("state"), row.get("step"), shards, row.get("pid"), row.get("doing"))
+        cost = f"{row['pass_ms']:.3g} ms" if row.get("pass_ms") else ""
+        _add(workers, row.get("id"), row.get("state"), row.get("step"), shards, cost, row.get("pid"), row.get("doing"))
     coordinators = _table(("coordinator", "role", "address", "pid"))
     for row in status.get("coordinators", ()):
         _add(coordinators, row.get("id"), row.get("role"), row.get("address"), row.get("pid"))

@@ -41,6 +41,7 @@ class JobSpec:
     check_every: int = DEFAULT_CHECK_EVERY
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
     threads: int = 1  # torch's intra-op threads: some kernels' bits depend on them
+    deal: str = "fluid"  # who is slow carries fewer shards; or "equal". The weights are the same
     sync: str = "allreduce"
     sync_options: Mapping[str, str] = field(default_factory=dict)
     consensus: str = "raft"

@@ -52,6 +52,7 @@ class WorkerStatus:
     steps_per_s: float = 0.0
     first_step_at: float | None = None  # Unix time at which it had applied its first step
     recovery: Recovery | None = None
+    pass_ms: float = 0.0  # what one of its passes costs; 0: not known
     reset_shard_state: bool = False  # a lossy strategy's shard state was lost: not bit-exact any more
     version: int = 1
 
@@ -105,6 +106,7 @@ class WorkerProgress:
     shards: tuple[Shard, ...]
     step: Step | None
     doing: str = ""
+    pass_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

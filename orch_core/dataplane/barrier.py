@@ -26,6 +26,7 @@ class BarrierPart:
     left: Step | None = None  # the outer loop was left by `break` after this step
     digests: tuple[int, ...] | None = None  # crc32 of each tensor of State(step), when this step is checked
     reset: tuple[Shard, ...] = ()  # shards whose strategy state was lost
+    cost: int = 0  # of one of its passes, microseconds; 0: not known
     asked: tuple[tuple[str, int], ...] = ()  # who follows and wants State(step + 1), and the number of its attempt
 
 
@@ -103,6 +104,7 @@ def encode(part: BarrierPart) -> dict[str, Any]:
         "left": part.left,
         "digests": None if part.digests is None else list(part.digests),
         "reset": list(part.reset),
+        "cost": part.cost,
         "asked": [list(wish) for wish in part.asked],
     }
 
@@ -121,6 +123,7 @@ def decode(raw: Any) -> BarrierPart:
             left=None if raw["left"] is None else Step(int(raw["left"])),
             digests=None if raw["digests"] is None else tuple(int(digest) for digest in raw["digests"]),
             reset=tuple(Shard(int(shard)) for shard in raw["reset"]),
+            cost=int(raw["cost"]),
             asked=tuple((str(worker), int(attempt)) for worker, attempt in raw["asked"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

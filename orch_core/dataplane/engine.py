@@ -178,6 +178,7 @@ class Engine:
         left: Step | None = None,
         digests: Sequence[int] | None = None,
         asked: Sequence[tuple[str, int]] = (),
+        cost: int = 0,
     ) -> Results:
         """Run all rounds of the step and its barrier. Every shard in `deal[me]` must have contributed.
 
@@ -192,7 +193,7 @@ class Engine:
             self._start_phantom()
         with torch.no_grad():
             self._run_rounds(deal, me, group)
-        part = replace(self._part(me, stop, left, digests), asked=tuple(asked))
+        part = replace(self._part(me, stop, left, digests), asked=tuple(asked), cost=cost)
         parts = self._run_barrier(part, group)
         return Results(self.step, self.shards, self._gradients(), dict(self._open.sums), parts)
 

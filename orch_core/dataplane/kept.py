@@ -51,6 +51,11 @@ class Results:
         return barrier.difference(self.parts)
 
     @property
+    def costs(self) -> tuple[int, ...]:
+        """Per member what a pass costs it, in microseconds; 0: not known."""
+        return tuple(part.cost for part in self.parts)
+
+    @property
     def asked(self) -> tuple[tuple[str, int], ...]:
         """Followers, with the number of their attempt, for whom every member captures State(step + 1)."""
         return barrier.asked(self.parts)

@@ -81,6 +81,11 @@ class Incoming:
         self._of = of
 
     @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(len(view) for view in self._views)
+
+    @property
     def complete(self) -> bool:
         return not self._missing
 
@@ -90,7 +95,7 @@ class Incoming:
             raise MalformedMessage(f"share {share.index} of {share.of} is not one of {sorted(self._missing)}")
         if text != self._text:
             raise MalformedMessage("members that should hold the same state or results describe them differently")
-        return _cut(self._views, *share.span(sum(len(view) for view in self._views)))
+        return _cut(self._views, *share.span(self.size))
 
     def filled(self, share: Share) -> None:
         self._missing.discard(share.index)

@@ -204,6 +204,7 @@ def _worker_progress(place: Place, status: WorkerStatus | None) -> WorkerProgres
         shards=status.shards if status and not gone else (),
         step=step,
         doing=place.why if gone else doing,
+        pass_ms=0.0 if status is None or gone else status.pass_ms,
     )
 
 

@@ -1,4 +1,9 @@
-"""Which member carries which shard. Pure, and equal on all members, because they all know the same view and hellos."""
+"""Which member carries which shard. Pure, and equal on all members, because they all know the same view, hellos and
+barriers.
+
+Shards are fluid: who is slow carries fewer. What a pass costs each member travels in hellos and barriers, like
+everything that a step decides, and changes nothing but who computes what: the sum and every bit are the same.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +12,8 @@ from itertools import pairwise
 from orch_core.contracts.ids import BEFORE_FIRST_STEP, Shard, Step, WorkerId
 
 Deal = tuple[tuple[Shard, ...], ...]  # by member, in the view's order
+MARGIN_PERCENT = 15  # by so much the longest member must become shorter
+SETTLED = 8  # steps between two changes of a deal, unless somebody has just become known
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +24,7 @@ class Position:
     partials: tuple[tuple[Shard, ...], ...] = ()  # of step applied + 1: shards whose sum it holds, indivisible
     computing: Shard | None = None  # the pass that is under way and may still end
     shard_state: tuple[Shard, ...] = ()  # shards whose strategy state it holds, as of State(applied + 1)
+    cost: int = 0  # of one of its passes, microseconds; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +43,56 @@ def deal(members: int, shards: int) -> Deal:
     """
     carriers = min(members, shards)
     cuts = [shards * i // carriers for i in range(carriers + 1)]
-    ranges = [tuple(Shard(v) for v in range(lo, hi)) for lo, hi in pairwise(cuts)]
-    return tuple(ranges + [()] * (members - carriers))
+    return _ranges([hi - lo for lo, hi in pairwise(cuts)] + [0] * (members - carriers))
+
+
+def weighted(costs: Sequence[int], shards: int) -> Deal:
+    """The deal whose longest member is shortest, by what a pass costs each (microseconds; 0: not known yet).
+
+    Everybody carries one shard at least: who carries none measures nothing, and could never come back. Who is not known
+    yet carries just one: a process's first pass takes several times as long as its later ones.
+    """
+    known = [i for i, cost in enumerate(costs) if cost]
+    if len(costs) >= shards or not known:
+        return deal(len(costs), shards)
+    counts = [1] * len(costs)
+    for _ in range(shards - len(costs)):
+        counts[min(known, key=lambda i: ((counts[i] + 1) * costs[i], counts[i], i))] += 1
+    return _ranges(counts)
+
+
+def fluid(present: Deal, costs: Sequence[int], shards: int) -> Deal:
+    """The present deal, or the weighted one if that makes the longest member clearly shorter."""
+    other = weighted(costs, shards)
+    return other if 100 * _longest(other, costs) <= (100 - MARGIN_PERCENT) * _longest(present, costs) else present
+
+
+def begun(costs: Sequence[int], shards: int) -> Deal:
+    """The deal with which a view begins, behind the step that is open."""
+    return fluid(weighted([1 if cost else 0 for cost in costs], shards), costs, shards)
+
+
+def _longest(dealt: Deal, costs: Sequence[int]) -> int:
+    return max((len(shards) * cost for shards, cost in zip(dealt, costs, strict=True)), default=0)
+
+
+def _ranges(counts: Sequence[int]) -> Deal:
+    dealt, at = [], 0
+    for count in counts:
+        dealt.append(tuple(Shard(v) for v in range(at, at + count)))
+        at += count
+    return tuple(dealt)
 
 
 def redeal(positions: Sequence[Position], open_step: Step, shards: int) -> Deal:
     """The deal of the step that is open when a view starts.
 
     Partials stay with who holds them and a shard being computed with its worker (ties: the lowest member); the rest
-    goes one by one to whoever has least left to compute.
+    goes one by one to whoever is first through with what it has left to compute. Who is not known yet gets nothing,
+    if others have begun: all would wait for its first pass.
     """
     owner: dict[Shard, int] = {}
+    costs = [p.cost for p in positions]
     to_compute = [0] * len(positions)
     here = [p.applied is not None and p.applied + 1 == open_step for p in positions]
     for i, position in enumerate(positions):
@@ -57,10 +104,11 @@ def redeal(positions: Sequence[Position], open_step: Step, shards: int) -> Deal:
             owner[position.computing] = i
             to_compute[i] += 1
     if not owner:
-        return deal(len(positions), shards)
+        return begun(costs, shards)
+    able = [i for i, cost in enumerate(costs) if cost] or list(range(len(positions)))
     for v in range(shards):
         if v not in owner:
-            i = min(range(len(positions)), key=lambda k: (to_compute[k], k))
+            i = min(able, key=lambda k: ((to_compute[k] + 1) * (costs[k] or 1), k))
             owner[Shard(v)] = i
             to_compute[i] += 1
     return tuple(tuple(Shard(v) for v in range(shards) if owner[Shard(v)] == i) for i in range(len(positions)))
@@ -118,3 +166,44 @@ def start_of(positions: Mapping[WorkerId, Position], *, fresh: bool) -> Step | N
     """The last applied step from which a view goes on; in a fresh view without any state that is State(0)."""
     best = most_advanced(positions)
     return BEFORE_FIRST_STEP if best is None and fresh else best
+
+
+class Deals:
+    """The deals of one view, step by step, as its members go through it together."""
+
+    def __init__(
+        self, workers: Sequence[WorkerId], step: Step, first: Deal, later: Deal, moves: Sequence[Move]
+    ) -> None:
+        self._workers = tuple(workers)
+        self._first = step
+        self._deals = {step: first}
+        self._later = later
+        self._moves = tuple(moves)
+        self._known: frozenset[int] = frozenset()
+        self._age = 0
+        self._shards = sum(len(carried) for carried in first)
+
+    def dealt(self, step: Step) -> Deal:
+        """Of a step that is open or to come, as far as is known."""
+        return self._deals.get(step, self._later)
+
+    def moves(self, step: Step) -> tuple[Move, ...]:
+        """Which shards' state travels before `step`, the open one."""
+        if step == self._first:
+            return self._moves
+        return moves_between(self._workers, self._deals.get(Step(step - 1), self._later), self.dealt(step))
+
+    def applied(self, step: Step, costs: Sequence[int]) -> bool:
+        """All members have applied `step` and know these costs of all. Whether the deal changes."""
+        if step < self._first:
+            return False  # of the view before: fed to who was behind
+        self._deals = {step: self.dealt(step)}
+        known = frozenset(i for i, cost in enumerate(costs) if cost)
+        self._age += 1
+        before = self._later
+        if self._age >= SETTLED or not known <= self._known:
+            self._later = fluid(before, costs, self._shards)
+        self._known = known
+        if self._later != before:
+            self._age = 0
+        return self._later != before

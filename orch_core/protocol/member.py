@@ -26,7 +26,7 @@ from typing import TypeAlias
 
 from orch_core.contracts.document import View
 from orch_core.contracts.ids import BEFORE_FIRST_STEP, Step, ViewNumber, WorkerId
-from orch_core.protocol.deal import Deal, Move, Position, deal, moves_at_start, moves_between, redeal, start_of
+from orch_core.protocol.deal import Deal, Deals, Move, Position, begun, moves_at_start, redeal, start_of
 
 FORMING_DEADLINE_S = 1.0
 EVICTED = 75  # exit code: a restart that is not counted
@@ -55,9 +55,8 @@ class Plan:
     behind: tuple[WorkerId, ...]  # they have step - 1 still open: the donor feeds them its results
     without_state: tuple[WorkerId, ...]  # the donor sends them State(step) and the results of step - 1
     first_deal: Deal  # of `step`
-    next_deal: Deal  # of every later step
+    next_deal: Deal  # of the steps behind it, until costs say otherwise
     first_moves: tuple[Move, ...] = ()  # before `step`
-    next_moves: tuple[Move, ...] = ()  # before `step` + 1
     min_workers: int = 1
 
     @property
@@ -65,11 +64,8 @@ class Plan:
         """This member's place in the view's order."""
         return self.view.workers.index(self.me)
 
-    def dealt(self, step: Step) -> Deal:
-        return self.first_deal if step == self.step else self.next_deal
-
-    def moves(self, step: Step) -> tuple[Move, ...]:
-        return self.first_moves if step == self.step else self.next_moves if step == self.step + 1 else ()
+    def deals(self) -> Deals:
+        return Deals(self.view.workers, self.step, self.first_deal, self.next_deal, self.first_moves)
 
     @property
     def paused(self) -> bool:
@@ -437,7 +433,7 @@ def make_plan(
     step = Step(applied + 1)
     holders = [w for w in view.workers if positions[w].applied == applied]
     ordered = [positions[w] for w in view.workers]
-    first, later = redeal(ordered, step, shards), deal(len(view.members), shards)
+    first, later = redeal(ordered, step, shards), begun([p.cost for p in ordered], shards)
     return Plan(
         view=view,
         me=me,
@@ -448,7 +444,6 @@ def make_plan(
         first_deal=first,
         next_deal=later,
         first_moves=moves_at_start(view.workers, ordered, first, step),
-        next_moves=moves_between(view.workers, first, later),
         min_workers=min_workers,
     )
 

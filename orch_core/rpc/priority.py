@@ -6,6 +6,17 @@ FIFO_PRIORITY = 10
 NICE = -10
 
 
+def step_back(nice: int) -> int | None:
+    """Raise the nice value of the calling thread, if it may be lowered again; the value before."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, before - 1)
+    except OSError:
+        return None
+    os.setpriority(os.PRIO_PROCESS, 0, before + nice)
+    return before
+
+
 def raise_priority(*, inherit: bool) -> str:
     """Give the calling thread real-time priority, else a raised nice value, where that is permitted.
 

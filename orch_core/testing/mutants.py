@@ -259,7 +259,7 @@ _ALL = (
     _mutant(
         "deal-overlaps",
         "every shard is carried by exactly one member",
-        (deal, "deal", "range(lo, hi)", "range(lo, min(hi + 1, shards))"),
+        (deal, "_ranges", "range(at, at + count)", "range(max(0, at - 1), at + count)"),
     ),
     _mutant(
         "partials-dealt-away",
@@ -280,12 +280,12 @@ _ALL = (
     _mutant(
         "no-barrier",
         "every member takes part in the barrier, with or without shards",
-        (Script, "_barrier", 'self._send(group, other, "barrier", step, (stop, asked))', "pass"),
+        (Script, "_barrier", 'self._send(group, other, "barrier", step, Part(stop, asked, self.cost))', "pass"),
         (
             Script,
             "_barrier_of",
             'yield from self._receive(group, other, "barrier", step)',
-            "(False, frozenset())\n    yield from ()",
+            "Part(False, frozenset(), 0)\n    yield from ()",
         ),
     ),
     _mutant(
@@ -295,8 +295,18 @@ _ALL = (
             Script,
             "_barrier_of",
             'yield from self._receive(group, other, "barrier", step)',
-            '(False, (yield from self._receive(group, other, "barrier", step))[1])',
+            '(yield from self._receive(group, other, "barrier", step))._replace(stop=False)',
         ),
+    ),
+    _mutant(
+        "deal-by-own-clock",
+        "all members know the same costs",
+        (Script, "_barrier", "tuple(costs[w] for w in group.plan.view.workers)", "(self.cost,) * len(costs)"),
+    ),
+    _mutant(
+        "changed-deal-moves-nothing",
+        "strategy state moves with the shards when the deal changes",
+        (deal.Deals, "moves", "return moves_between(", "return () and moves_between("),
     ),
     # following
     _mutant(
@@ -312,7 +322,7 @@ _ALL = (
     _mutant(
         "capture-for-some",
         "a state is captured when the wish has reached every member",
-        (Script, "_barrier", "asked & wishes", "asked | wishes"),
+        (Script, "_barrier", "asked & part.asked", "asked | part.asked"),
     ),
     _mutant(
         "missing-results-not-sent-again",

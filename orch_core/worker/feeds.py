@@ -16,6 +16,7 @@ import logging
 import select
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,9 +103,11 @@ class Feeds:
         """All members have State(`step`) and do this for the same followers: copies this member's shares."""
         with self._lock:
             feeds = [(feed, number) for name, number in asked if (feed := self._feeds.get(WorkerId(name))) is not None]
-        packed = Packed.of(state)
+        began, packed = time.perf_counter(), Packed.of(state)
         for feed, number in feeds:
             feed.capture(number, step, packed)
+            took = 1000 * (time.perf_counter() - began)
+            logger.info("event=captured follower=%s step=%d bytes=%d ms=%.1f", feed.follower, step, packed.size, took)
 
     def push(self, results: Results) -> None:
         """This member has applied a step."""

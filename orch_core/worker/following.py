@@ -254,6 +254,9 @@ class Following:
         if stage.had is None and stage.state is not None and stage.state.incoming.complete:
             failpoints.reach("followed", stage.state.step)
             stage.had = Step(stage.state.step - 1)
+            logger.info(
+                "event=follows worker=%s step=%d bytes=%d", self._me, stage.state.step, stage.state.incoming.size
+            )
             if not handover.take_state(stage.state.step, stage.state.incoming.blob):
                 self._stopped = True
             stage.state = None

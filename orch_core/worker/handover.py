@@ -81,6 +81,7 @@ class Told:
 
 
 APPLIED_KEPT = 32
+WARM_STEPS = 2  # a follower applies so many before it is taken in: the first ones take a process several times as long
 
 
 class Ended(Exception):
@@ -108,7 +109,9 @@ class Handover:
         self._followed: deque[Followed] = deque()  # not yet taken by the script
         self._follows = False  # what it has comes from members that it follows
         self._frozen = False  # ... and it takes no more: its position is in a hello
+        self._caught_up = 0  # steps that it has applied so
         self._level = False
+        self.cost = 0  # of a pass, microseconds; 0: not known
         self.end_at: int | None = None  # the number of steps after which training has ended before
 
     # ---------------------------------------------------------------- the script's side
@@ -125,7 +128,7 @@ class Handover:
                     raise Ended
                 if self._followed:
                     return self._followed.popleft()
-                if self._follows and not self._level:
+                if self._caught_up >= WARM_STEPS and not self._level:
                     self._level = True
                     self.wake()
                 if self._offer is not None:
@@ -185,6 +188,7 @@ class Handover:
     def caught_up(self, means: Mapping[str, float]) -> None:
         """A step that was fed beside the view goes to the outer body. Its position has told of it already."""
         with self._changed:
+            self._caught_up += 1
             told = self._told
             self._told = replace(
                 told,
@@ -258,7 +262,7 @@ class Handover:
 
     @property
     def level(self) -> bool:
-        """... and has once applied all that was there."""
+        """... and has once applied all that was there, some steps among it."""
         return self._level
 
     # ---------------------------------------------------------------- the keeper's side
@@ -279,7 +283,7 @@ class Handover:
             group, self._group = self._group, None
             places = maximal(self._contributed, self._shards)
             partials = tuple(tuple(Shard(shard) for shard in range(place.lo, place.hi)) for place in places)
-            position = replace(self._position, partials=partials)
+            position = replace(self._position, partials=partials, cost=self.cost)
         if group is not None:
             if taken:
                 group.abort()

@@ -20,7 +20,7 @@ from orch_core import telemetry
 from orch_core.contracts import codec
 from orch_core.contracts.document import Cause, Document, Failure, LifeState, Recovery, View, ViewMember
 from orch_core.contracts.errors import MalformedMessage
-from orch_core.contracts.ids import Step, ViewNumber, WorkerId
+from orch_core.contracts.ids import Step, ViewNumber, WorkerId, place_and_life
 from orch_core.contracts.status import Phase, WorkerStatus
 from orch_core.dataplane.group import Group
 from orch_core.protocol.deal import Position
@@ -47,7 +47,7 @@ from orch_core.protocol.member import (
     ViewSeen,
 )
 from orch_core.protocol.member import Greeted as HelloDelivered
-from orch_core.rpc.priority import raise_priority
+from orch_core.rpc.priority import raise_priority, step_back
 from orch_core.rpc.stream import LeaderStream
 from orch_core.worker import forks
 from orch_core.worker.following import Following
@@ -57,6 +57,7 @@ from orch_core.worker.setting import Setting
 
 HEARTBEAT_S = 0.5
 LOOK_S = 0.05  # how soon progress of the script is seen and told
+JOINERS_NICE = 15  # starting up takes a little longer, and members that share its cores hardly notice
 FORSAKEN_S = 60.0  # a follower without anybody to follow: its state may be the last one, and a view may want it
 OWN_HANDLER_S = 1.0  # for a SIGTERM handler of the script's own
 
@@ -94,6 +95,9 @@ class Keeper:
         self._view: View | None = None  # the newest one that a document has shown
         self._fed: Step | None = None  # what the machine knows of what was fed
         self._lost_at: float | None = None
+        self._level = False
+        self._script = 0  # its thread
+        self._nice: int | None = None  # of the script's thread before it stepped back for members
         self._clock = RecoveryClock()
         self._recovery: Recovery | None = None
         handover.wake = self.wake
@@ -103,6 +107,9 @@ class Keeper:
     def start(self, signals: socket.socket | None = None) -> None:
         """`signals`: the reading end of what ``signal.set_wakeup_fd`` writes to."""
         self._signals = signals
+        if place_and_life(self._setting.worker)[1] > 1:  # others train already: it does not get in their way
+            self._script = threading.get_native_id()
+            self._nice = step_back(JOINERS_NICE)
         self._thread.start()
         self._started.wait()
 
@@ -227,6 +234,9 @@ class Keeper:
                 self._following = Following(me, token, self._members_to_follow, self._handover, self.wake)
                 self._following.start()
             return
+        if self._handover.level and not self._level:
+            self._level = self._status_due = True
+            logger.info("event=level worker=%s applied=%s", self._setting.worker, position.applied)
         if self._handover.follows and position.applied is not None and position.applied != self._fed:
             self._fed = position.applied
             self._handle(Fed(position.applied))
@@ -283,6 +293,9 @@ class Keeper:
             place = {worker: index for index, worker in enumerate(plan.view.workers)}
             group = Group(plan.index, {place[worker]: link for worker, link in zip(others, links, strict=True)})
         self._group = (plan, group)
+        if self._nice is not None:
+            os.setpriority(os.PRIO_PROCESS, self._script, self._nice)
+            self._nice = None
         telemetry.VIEW_NUMBER.set(plan.view.number)
         telemetry.VIEW_MEMBERS.set(len(plan.view.members))
         logger.info("event=view-open view=%d step=%d members=%d", plan.view.number, plan.step, len(plan.view.members))
@@ -436,6 +449,7 @@ class Keeper:
             steps_per_s=speed,
             first_step_at=told.first_step_at,
             recovery=self._recovery,
+            pass_ms=self._handover.cost / 1000,
             reset_shard_state=told.reset,
             entered=told.entered,
         )

@@ -16,6 +16,8 @@ goes the same way, without passes; once a plan includes it, it goes on from wher
 """
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +33,14 @@ from orch_core.dataplane.engine import Engine
 from orch_core.dataplane.group import Blob, Group, LinkLost
 from orch_core.dataplane.kept import Results
 from orch_core.dataplane.tcp import Kind
-from orch_core.protocol.deal import Move
+from orch_core.protocol.deal import Deal, Deals, Move
 from orch_core.protocol.member import Plan
 from orch_core.worker import state
 from orch_core.worker.gradients import Gradients
 from orch_core.worker.handover import Ended, Followed, Handover, Offer
 from orch_core.worker.prepared import Prepared
+
+PASSES_KEPT = 15
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +74,9 @@ class Steps:
         self._engine: Engine | None = None
         self._gradients: Gradients | None = None
         self._plan: Plan | None = None
+        self._deals: Deals | None = None
+        self._passes_took: deque[int] = deque(maxlen=PASSES_KEPT)  # microseconds
+        self._pass_began = 0.0
         self._group: Group | None = None
         self._good = False  # the group has not broken under our hands
         self._fed: Results | None = None  # of the open step: they end it
@@ -182,7 +189,7 @@ class Steps:
         self.passes = 0
         self._capture_for_followers(step)
         plan = self._plan
-        shards = plan.dealt(step)[plan.index] if plan is not None and self._is_member(step) else ()
+        shards = self._mine(step) if plan is not None and self._is_member(step) else ()
         self._handover.tell(shards=shards, doing="", reset=self._reset)
 
     def _is_member(self, step: Step) -> bool:
@@ -218,10 +225,11 @@ class Steps:
                     return None
                 assert plan is not None
                 self._move(step)
-                for shard in plan.dealt(step)[plan.index]:
+                for shard in self._mine(step):
                     if shard not in self._held:
                         self._handover.start_pass(shard)
                         self.passes += 1
+                        self._pass_began = time.perf_counter()
                         return shard
                 self._apply(self._finish(plan, step))
                 return None
@@ -232,18 +240,36 @@ class Steps:
         self.engine.contribute(shard, grads, self._prepared.buffer_tensors(), logged)
         self._held.add(shard)
         self._handover.end_pass(shard)
+        self._passes_took.append(max(1, int(1e6 * (time.perf_counter() - self._pass_began))))
+        self._handover.cost = self.cost
+        telemetry.PASS_DURATION.set(self._handover.cost / 1e6)
         failpoints.reach("contributed", self.engine.step)
 
     def outer_body_over(self) -> None:
         if self.outer:
             self._handover.tell(means={**self.means, **self.outer})
 
+    @property
+    def cost(self) -> int:
+        """Of one of its passes, in microseconds: the lower median of the newest. 0: not known, or of no account."""
+        if len(self._passes_took) < 2 or self._spec.deal == "equal":
+            return 0
+        return sorted(self._passes_took)[(len(self._passes_took) - 1) // 2]
+
+    def _dealt(self, step: Step) -> Deal:
+        assert self._deals is not None
+        return self._deals.dealt(step)
+
+    def _mine(self, step: Step) -> tuple[Shard, ...]:
+        assert self._plan is not None
+        return self._dealt(step)[self._plan.index]
+
     def shards_wanted(self, step: Step) -> tuple[Shard, ...]:
         """What this worker is to load for `step`, as far as the present plan goes."""
         plan = self._plan
         if plan is None or step < plan.step:
             return ()
-        mine = plan.dealt(step)[plan.index]
+        mine = self._mine(step)
         if self._engine is None or step != self.engine.step:
             return mine
         return tuple(shard for shard in mine if shard not in self._held)
@@ -253,14 +279,15 @@ class Steps:
         if step % self._spec.check_every == 0 and len(plan.view.members) > 1:
             captured = self._capture()
             digests, self._compared = captured.digests(), (captured.entries(), plan.view.workers)
-        if self._held - set(plan.dealt(step)[plan.index]):  # finish() drops what others carry
-            self._held &= set(plan.dealt(step)[plan.index])
+        deal, mine = self._dealt(step), set(self._mine(step))
+        if self._held - mine:  # finish() drops what others carry
+            self._held &= mine
             self._handover.contributions(self._held)
         stop = self.stop_wanted or self._handover.stop_asked
         group = self._group
         before = 0 if group is None else group.bytes_sent
         results = self.engine.finish(
-            plan.dealt(step), plan.index, group, stop=stop, digests=digests, asked=self._feeds.waiting()
+            deal, plan.index, group, stop=stop, digests=digests, asked=self._feeds.waiting(), cost=self.cost
         )
         if group is not None:
             telemetry.SYNC_BYTES.add(group.bytes_sent - before)
@@ -279,6 +306,10 @@ class Steps:
         self.engine.apply(results)
         self.applied, self.means, self.outer = step, means, {}
         self._after(results)
+        if self._deals is not None and self._deals.applied(step, results.costs):
+            telemetry.DEAL_CHANGES.add(1)
+            counts = [len(shards) for shards in self._dealt(Step(step + 1))]
+            logger.info("event=deal-changed step=%d shards=%s costs_us=%s", step + 1, counts, list(results.costs))
         self._feeds.push(results)
         failpoints.reach("applied", step)
         if results.difference is not None and self._plan is not None:
@@ -360,6 +391,7 @@ class Steps:
         if self._group is not None:
             self._group.close()
         plan, self._plan, self._group, self._good = offer.plan, offer.plan, offer.group, True
+        self._deals = plan.deals()
         self._held = {shard for partial in self.engine.held for shard in partial}
         self._handover.contributions(self._held)
         if self.applied is None and plan.me not in plan.without_state:
@@ -375,7 +407,7 @@ class Steps:
             raise ConfigurationError(
                 f"view {plan.view.number} is at step {plan.step}, but this worker has applied {self.applied}"
             )
-        shards = plan.dealt(plan.step)[plan.index]
+        shards = self._mine(plan.step)
         self._handover.tell_now(holds=plan.view.number, shards=shards)
 
     def _hold(self, step: Step) -> None:
@@ -473,8 +505,9 @@ class Steps:
         assert plan is not None
         if group is None or not self.engine.has_shard_state or self._moved == (plan.view.number, step):
             return
+        assert self._deals is not None
         place = {worker: index for index, worker in enumerate(plan.view.workers)}
-        moves = [move for move in plan.moves(step) if move.source is not None and move.source != move.target]
+        moves = [m for m in self._deals.moves(step) if m.source is not None and m.source != m.target]
         sends = self._packed([move for move in moves if move.source == plan.me], place)
         receives = sorted({place[move.source] for move in moves if move.target == plan.me and move.source is not None})
         for blob in group.exchange_blobs(Kind.SHARD_STATE, step, sends, receives).values():

@@ -2,7 +2,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orch_core.contracts.ids import Shard, Step, WorkerId
-from orch_core.protocol.deal import Move, Position, deal, most_advanced, moves_at_start, moves_between, redeal, start_of
+from orch_core.protocol.deal import (
+    SETTLED,
+    Deals,
+    Move,
+    Position,
+    begun,
+    deal,
+    fluid,
+    most_advanced,
+    moves_at_start,
+    moves_between,
+    redeal,
+    start_of,
+    weighted,
+)
 from orch_core.protocol.tree import maximal
 
 A, B, C = WorkerId("w0.1"), WorkerId("w1.1"), WorkerId("w2.1")
@@ -50,6 +64,85 @@ def test_a_carrier_has_few_maximal_places(members, shards):
 
 def test_members_beyond_the_shards_are_spares():
     assert deal(4, 2) == ((0,), (1,), (), ())
+
+
+COSTS = st.lists(st.integers(0, 10_000), min_size=1, max_size=8)
+
+
+def longest(dealt, costs):
+    return max(len(shards) * cost for shards, cost in zip(dealt, costs, strict=True))
+
+
+@given(COSTS, st.integers(1, 24))
+def test_a_weighted_deal_is_contiguous_and_has_one_carrier_for_every_shard(costs, shards):
+    dealt = weighted(costs, shards)
+    assert len(dealt) == len(costs)
+    assert [shard for part in dealt for shard in part] == list(range(shards))
+    assert all(part for part in dealt) or len(costs) > shards, "who carries nothing could never come back"
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=6), st.integers(6, 24))
+def test_a_weighted_deal_is_never_longer_than_an_even_one(costs, shards):
+    assert longest(weighted(costs, shards), costs) <= longest(deal(len(costs), shards), costs)
+
+
+def test_who_is_slow_carries_less_and_who_is_not_known_one():
+    def sizes(*costs):
+        return [len(part) for part in weighted(costs, 12)]
+
+    assert sizes(4000, 1000, 1000) == [1, 6, 5]
+    assert sizes(1000, 0, 1000) == [6, 1, 5]
+    assert sizes(0, 0, 0) == [4, 4, 4]
+
+
+def test_a_deal_changes_only_for_a_clear_gain():
+    even = deal(3, 12)
+    assert fluid(even, [1100, 1000, 1000], 12) == even
+    assert fluid(even, [1400, 1000, 1000], 12) == even
+    assert fluid(even, [2000, 1000, 1000], 12) != even
+
+
+def test_a_view_begins_evenly_among_equals_and_with_one_shard_for_who_is_new():
+    assert begun([1010, 1000, 990], 12) == deal(3, 12)
+    assert [len(part) for part in begun([1010, 1000, 0], 12)] == [6, 5, 1]
+
+
+def test_after_a_view_change_who_is_slow_or_new_gets_less_of_what_is_left():
+    slow, quick, new = Position(Step(2), cost=9000), Position(Step(2), ((0,),), cost=1000), Position(Step(2))
+    assert [len(part) for part in redeal([slow, quick, new], Step(3), 6)] == [0, 6, 0]
+
+
+class TestDealsOfAView:
+    @staticmethod
+    def deals(first=None, members=(A, B)):
+        even = deal(len(members), 4)
+        return Deals(members, Step(3), first or even, even, ())
+
+    def test_a_deal_changes_when_somebody_has_become_known_and_then_not_for_a_while(self):
+        deals = self.deals()
+        assert not deals.applied(Step(3), (0, 0))
+        assert deals.applied(Step(4), (1000, 4000))
+        assert [len(part) for part in deals.dealt(Step(5))] == [3, 1]
+        for step in range(5, 4 + SETTLED):
+            assert not deals.applied(Step(step), (4000, 1000))
+        assert deals.applied(Step(4 + SETTLED), (4000, 1000))
+
+    def test_state_moves_when_the_deal_changes_and_only_then(self):
+        deals = self.deals()
+        deals.applied(Step(3), (1000, 4000))
+        assert deals.moves(Step(4)) == (Move(Shard(2), B, A),)
+        deals.applied(Step(4), (1000, 4000))
+        assert deals.moves(Step(5)) == ()
+
+    def test_behind_the_open_step_a_view_goes_back_to_its_own_deal(self):
+        deals = self.deals(first=((0, 2), (1, 3)))
+        deals.applied(Step(3), (0, 0))
+        assert deals.moves(Step(4)) == (Move(Shard(1), B, A), Move(Shard(2), A, B))
+
+    def test_the_step_before_the_view_decides_nothing(self):
+        deals = self.deals()
+        assert not deals.applied(Step(2), (1000, 4000))
+        assert deals.dealt(Step(3)) == deal(2, 4)
 
 
 @given(positions_at())

@@ -35,6 +35,8 @@ scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
 scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=os.environ.get("SCALER", "1") == "1")
 run.prepare(model, optimizer, scheduler, scaler)
 pause = float(os.environ.get("PAUSE", "0"))
+if os.environ.get("ORCH_WORKER", "").split(".")[0] == os.environ.get("SLOW_PLACE", "nobody"):
+    pause *= 5
 workers = int(os.environ.get("LOADERS", "0"))
 
 for epoch in run.epochs(int(os.environ.get("EPOCHS", "3"))):

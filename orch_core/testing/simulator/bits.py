@@ -25,6 +25,7 @@ class Results:
     step: Step
     digest: Digest
     stop: bool
+    costs: tuple[int, ...] = ()  # by member
     asked: frozenset[tuple[WorkerId, int]] = frozenset()  # for whom all members capture the state behind it
 
 

@@ -35,6 +35,7 @@ class Checks:
         self.holders: dict[tuple[Step, Shard], set[WorkerId]] = {}
         self.furthest = BEFORE_FIRST_STEP  # applied by anybody since the last counted restart
         self.captures: dict[tuple[WorkerId, int], Step] = {}
+        self.deals: dict[tuple[ViewNumber, Step], Deal] = {}
         self.lost_steps = 0
         self.rested = 0  # workers that ran the rest of the script
 
@@ -230,6 +231,11 @@ class Checks:
     def installed(self, worker: "Worker", plan: Plan, state: Digest) -> None:
         right = state == self.simulation.bits.undisturbed(plan.step)
         hold(right, f"{worker.name} installs another State({plan.step})")
+
+    def dealt(self, plan: Plan, step: Step, deal: Deal) -> None:
+        first = self.deals.setdefault((plan.view.number, step), deal)
+        hold(deal == first, f"all members have one deal of step {step} in view {plan.view.number}: {first} and {deal}")
+        self._dealt(deal, plan)
 
     def captured(self, follower: WorkerId, number: int, step: Step) -> None:
         first = self.captures.setdefault((follower, number), step)

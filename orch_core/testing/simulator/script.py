@@ -7,11 +7,11 @@ position that stands in a hello stays true. A pass that is under way may end: th
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orch_core.contracts.ids import BEFORE_FIRST_STEP, Shard, Step, WorkerId
 from orch_core.contracts.status import Phase
-from orch_core.protocol.deal import Position
+from orch_core.protocol.deal import Deals, Position
 from orch_core.protocol.member import Plan
 from orch_core.testing.simulator.bits import Contribution, Digest, Results
 from orch_core.testing.simulator.world import Connection, Violation
@@ -44,6 +44,14 @@ class Group:
         self.others = tuple(w for w in self.plan.view.workers if w != self.plan.me)
 
 
+class Part(NamedTuple):
+    """What a member tells in a barrier."""
+
+    stop: bool
+    asked: frozenset[tuple[WorkerId, int]]
+    cost: int
+
+
 class Script:
     def __init__(self, worker: "Worker") -> None:
         self.worker = worker
@@ -62,6 +70,9 @@ class Script:
         self.ends_at: int | None = None
         self.stopped = False
         self.started: Group | None = None  # the group whose feeding is through
+        self.dealt_for: Group | None = None
+        self.deals: Deals | None = None  # of that group
+        self.cost = 0
 
     # what the keeper reads
 
@@ -69,8 +80,8 @@ class Script:
         partials = tuple((v,) for v in sorted(self.held))
         had = self.worker.following.had
         if had is not None and (self.applied is None or had > self.applied):
-            return Position(had)  # it can apply them without anybody's help
-        return Position(self.applied, partials, self.computing, tuple(sorted(self.shard_state)))
+            return Position(had, cost=self.cost)  # it can apply them without anybody's help
+        return Position(self.applied, partials, self.computing, tuple(sorted(self.shard_state)), self.cost)
 
     # the thread
 
@@ -148,6 +159,8 @@ class Script:
 
     def _start(self, group: Group) -> Life:
         plan, me = group.plan, group.plan.me
+        if self.dealt_for is not group:
+            self.deals, self.dealt_for = plan.deals(), group
         before = Step(plan.step - 1)
         if self.applied is None and me not in plan.without_state:
             self.applied, self.state = BEFORE_FIRST_STEP, self.bits.first
@@ -204,16 +217,19 @@ class Script:
             yield None
         self._check(group)
         self.entered = step
-        if step == plan.step + 1:
-            self.shard_state |= {m.shard for m in plan.next_moves if m.target == plan.me}
-        dealt = plan.dealt(step)[plan.index]
+        assert self.deals is not None
+        if step > plan.step:
+            self.shard_state |= {m.shard for m in self.deals.moves(step) if m.target == plan.me}
+        deal = self.deals.dealt(step)
+        self.checks.dealt(plan, step, deal)
+        dealt = deal[plan.index]
         yield from self._passes(group, step, dealt)
         parts = list(self.held.values())
         self.worker.point("contributed")
         if self.held:  # who carries nothing takes part in the barrier only
             for other in group.others:
                 self._send(group, other, "round", step, tuple(self.held.values()))
-        for other, carried in zip(plan.view.workers, plan.dealt(step), strict=True):
+        for other, carried in zip(plan.view.workers, deal, strict=True):
             if carried and other != plan.me:
                 parts += yield from self._receive(group, other, "round", step)
         stop = self._wants_to_stop(step)
@@ -225,7 +241,9 @@ class Script:
                 continue
             self._start_pass(group, shard)
             self.checks.pass_started(self.worker, step, shard, self.shard_state)
-            yield self.swarm.time(self.swarm.pass_s)
+            took = self.swarm.time(self.swarm.pass_s * self.swarm.slow.get(self.worker.place, 1.0))
+            yield took
+            self.cost = int(1e6 * took)
             assert self.state is not None
             self.held[shard] = Contribution(step, shard, self.state)
             self.checks.held(self.worker, step, shard)
@@ -236,19 +254,18 @@ class Script:
     def _barrier(
         self, group: Group, step: Step, parts: list[Contribution], stop: bool, dealt: tuple[Shard, ...]
     ) -> Life:
-        asked = self.worker.feeds.waiting()
+        asked, costs = self.worker.feeds.waiting(), {group.plan.me: self.cost}
         for other in group.others:
-            self._send(group, other, "barrier", step, (stop, asked))
+            self._send(group, other, "barrier", step, Part(stop, asked, self.cost))
             self.worker.point("barrier part sent")
         for other in group.others:
-            theirs, wishes = yield from self._barrier_of(group, other, step)
-            stop, asked = stop or theirs, asked & wishes
-        self._apply(group, Results(step, self.bits.result(parts), stop, asked), dealt)
+            part = yield from self._barrier_of(group, other, step)
+            stop, asked, costs[other] = stop or part.stop, asked & part.asked, part.cost
+        by_member = tuple(costs[w] for w in group.plan.view.workers)
+        self._apply(group, Results(step, self.bits.result(parts), stop, by_member, asked), dealt)
 
-    def _barrier_of(
-        self, group: Group, other: WorkerId, step: Step
-    ) -> Generator[None, None, tuple[bool, frozenset[tuple[WorkerId, int]]]]:
-        part: tuple[bool, frozenset[tuple[WorkerId, int]]] = yield from self._receive(group, other, "barrier", step)
+    def _barrier_of(self, group: Group, other: WorkerId, step: Step) -> Generator[None, None, "Part"]:
+        part: Part = yield from self._receive(group, other, "barrier", step)
         return part
 
     def _wants_to_stop(self, step: Step) -> bool:
@@ -265,6 +282,8 @@ class Script:
         self.held.clear()
         self.shard_state = set(carried)
         self.in_outer_body = True
+        if self.deals is not None:
+            self.deals.applied(results.step, results.costs)
         self.worker.feeds.push(results)
         self.worker.point("applied")
 

@@ -83,6 +83,7 @@ class Swarm:
     faults: dict[str, float] = field(default_factory=dict)  # kind -> per second
     points: dict[str, float] = field(default_factory=dict)  # effect boundary -> probability of a kill there
     kills: int = 0  # at most
+    slow: dict[PlaceId, float] = field(default_factory=dict)  # how many times longer passes take there
     follow: bool = True  # joiners follow; otherwise they are taken in without a state
     until_s: float = 4.0  # when faults stop
 
@@ -130,6 +131,8 @@ def draw(rng: random.Random) -> Swarm:
     swarm.follow = rng.random() < 0.75
     if swarm.follow and rng.random() < 0.5:  # long enough to become level, and to go on
         swarm.steps, swarm.pass_s, swarm.outer_s = rng.randint(10, 40), 0.02, rng.choice((0.001, 0.02, 0.1))
+    if rng.random() < 0.3:
+        swarm.slow[PlaceId(f"w{rng.randrange(workers)}")] = rng.choice((0.3, 3.0, 10.0))
     swarm.until_s = rng.uniform(1.0, 6.0)
     for order in ORDERS:
         if rng.random() < 0.25:
