@@ -1,11 +1,14 @@
 """What a replacement costs: from its exec to its first counted gradient, and what the others feel of it.
 
-    python benchmarks/join.py [--rounds 5] [--kills 4] [--workers 3] [--json]
+    python benchmarks/join.py [--rounds 5] [--kills 4] [--workers 3] [--wide-joins 4] [--json]
 
 Trains the digits example and kills a random member once the job is calm, again and again. Jobs whose workers are forked
 from the nursery (warm) and jobs whose workers start as programs (cold) take turns. The copy of the example that is
 trained writes down when each life had the gradient of its first pass, and when it had applied each step. Times count
 from the start of the replacement's process, which the kernel keeps in steps of 10 ms: they are too long by up to that.
+
+Then a second worker joins one that trains 25 million parameters with AdamW (300 MB of state), again and again: how much
+longer than its median is the slowest step of the first one, in copies of the state (measured in the same invocation)?
 """
 
 import argparse
@@ -20,6 +23,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from orch_core.testing.live import HANG_S, LiveJob, members
 
@@ -119,6 +124,49 @@ def disturb(folder: Path, workers: int, kills: int, rng: random.Random, *, cold:
     return joins
 
 
+def copy_s() -> float:
+    """Of 300 MB, into memory that is there: the median of some."""
+    state = torch.ones(75_000_000)
+    copy, took = torch.empty_like(state), []
+    for _ in range(5):
+        began = time.perf_counter()
+        copy.copy_(state)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def widen(folder: Path, joins: int) -> dict[str, Any]:
+    """A job of one is scaled to two and back."""
+    folder.mkdir(parents=True)
+    (folder / "marks").mkdir()
+    script = Path(__file__).parent / "workloads" / "wide.py"
+    stalls, medians, copied = [], [], copy_s()
+    with LiveJob(
+        folder, script, workers=1, shards=4, options=["--max-workers", "2"], env={"JOIN_MARKS": str(folder / "marks")}
+    ) as job:
+        for _ in range(joins):
+            began = time.clock_gettime(time.CLOCK_BOOTTIME)
+            time.sleep(6 * CALM_S)
+            scaled = time.clock_gettime(time.CLOCK_BOOTTIME)
+            job.orch("scale", "2")
+            job.wait_members(2)
+            times = [at for _, _, at, _ in marks(folder / "marks", "w0.1")]
+            calm = statistics.median([b - a for a, b in pairwise(times) if a >= began and b <= scaled])
+            stalls.append(max(b - a for a, b in pairwise(times) if b >= scaled) - calm)
+            medians.append(calm)
+            print(f"wide join: step {calm:.3f} s, slowest + {stalls[-1]:.3f} s", file=sys.stderr, flush=True)
+            job.orch("scale", "1")
+            job.wait_members(1)
+    stall = statistics.median(stalls)
+    return {
+        "joins": joins,
+        "step_median_ms": round(1000 * statistics.median(medians)),
+        "copy_of_state_ms": round(1000 * copied),
+        "stall_median_ms": round(1000 * stall),
+        "stall_in_copies_median": round(stall / copied, 2),
+    }
+
+
 def told(joins: list[Join]) -> dict[str, Any]:
     to_gradient = [j.exec_to_gradient_s for j in joins]
     return {
@@ -141,6 +189,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of one warm and one cold job")
     parser.add_argument("--kills", type=int, default=4, help="in each job")
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--wide-joins", type=int, default=4, help="0: none")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -152,8 +201,10 @@ def main() -> int:
                 folder = Path(name) / f"{how}{number}"
                 joins += disturb(folder, options.workers, options.kills, rng, cold=how == "cold")
                 print(f"{how} job {number + 1}: {told(joins[-options.kills :])}", file=sys.stderr, flush=True)
+        wide = widen(Path(name) / "wide", options.wide_joins) if options.wide_joins else None
     result: dict[str, Any] = {"version": 1, "cores": os.cpu_count(), "workers": options.workers}
-    result |= {how: told(joins) for how, joins in found.items()}
+    result |= {how: told(joins) for how, joins in found.items() if joins}
+    result |= {"wide": wide} if wide else {}
     print(json.dumps(result, indent=2) if options.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
     return 0
 

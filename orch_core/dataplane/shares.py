@@ -4,7 +4,7 @@
 
     packed = Packed.of(blob)                         # what a member has, whatever it will send of it
     packed.share(Share(0, 3))                        # the first third of the bytes, in place
-    packed.copied(Share(0, 3))                       # the same as it is now
+    packed.copied(Share(0, 3), room, changing)       # the same as it is now
 
     incoming = Incoming(text, 3, "the state")        # made when the first share comes, whichever it is
     for view in incoming.room(share, text): ...      # fill these
@@ -18,11 +18,8 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from orch_core.contracts.errors import MalformedMessage
 from orch_core.dataplane.group import BLOB_LIMIT, Blob, pack_blob, read_specs
-from orch_core.dataplane.memory import empty
 from orch_core.dataplane.tcp import bytes_of
 
 
@@ -57,15 +54,16 @@ class Packed:
     def share(self, share: Share) -> list[memoryview]:
         return _cut(self.views, *share.span(self.size))
 
-    def copied(self, share: Share) -> memoryview:
-        """For a blob whose tensors will change."""
-        parts = self.share(share)
-        copy = bytes_of(empty(sum(len(part) for part in parts), torch.uint8))
-        at = 0
-        for part in parts:
-            copy[at : at + len(part)] = part
+    def copied(self, share: Share, room: memoryview, changing: int) -> list[memoryview]:
+        """The share as it is now: the blob's first `changing` bytes are copied into `room`, as far as it goes."""
+        lo, hi = share.span(self.size)
+        kept, at = [], 0
+        for part in _cut(self.views, lo, min(hi, max(lo, changing))):
+            target = room[at : at + len(part)] if at + len(part) <= len(room) else memoryview(bytearray(len(part)))
+            target[:] = part
+            kept.append(target)
             at += len(part)
-        return copy
+        return [*kept, *_cut(self.views, max(lo, changing), hi)]
 
 
 class Incoming:

@@ -13,7 +13,8 @@ from orch_core.contracts.ids import BEFORE_FIRST_STEP, Shard, Step, WorkerId
 
 Deal = tuple[tuple[Shard, ...], ...]  # by member, in the view's order
 MARGIN_PERCENT = 15  # by so much the longest member must become shorter
-SETTLED = 8  # steps between two changes of a deal, unless somebody has just become known
+IN_A_ROW = 3  # so many barriers must agree to that: noise does not
+SETTLED, SETTLED_MAX = 8, 64  # steps between two changes, doubled each time; not when somebody has become known
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +180,12 @@ class Deals:
         self._deals = {step: first}
         self._later = later
         self._moves = tuple(moves)
-        self._known: frozenset[int] = frozenset()
-        self._age = 0
         self._shards = sum(len(carried) for carried in first)
+        self._known: frozenset[int] = frozenset()
+        self._met_anew = False  # somebody has become known since the deal has changed
+        self._in_a_row = 0  # barriers that would have changed it, for the sake of one and the same member
+        self._longest = -1
+        self._age, self._rest = 0, SETTLED
 
     def dealt(self, step: Step) -> Deal:
         """Of a step that is open or to come, as far as is known."""
@@ -199,11 +203,15 @@ class Deals:
             return False  # of the view before: fed to who was behind
         self._deals = {step: self.dealt(step)}
         known = frozenset(i for i, cost in enumerate(costs) if cost)
+        self._met_anew = self._met_anew or not known <= self._known
+        self._known, before = known, self._later
+        wanted = fluid(before, costs, self._shards)
         self._age += 1
-        before = self._later
-        if self._age >= SETTLED or not known <= self._known:
-            self._later = fluid(before, costs, self._shards)
-        self._known = known
-        if self._later != before:
-            self._age = 0
-        return self._later != before
+        longest = max(range(len(costs)), key=lambda i: len(before[i]) * costs[i])
+        self._in_a_row = 0 if wanted == before else self._in_a_row + 1 if longest == self._longest else 1
+        self._longest = longest
+        if self._in_a_row < IN_A_ROW or not (self._met_anew or self._age >= self._rest):
+            return False
+        self._later, self._met_anew, self._in_a_row = wanted, False, 0
+        self._age, self._rest = 0, min(2 * self._rest, SETTLED_MAX)
+        return True

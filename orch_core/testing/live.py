@@ -160,6 +160,14 @@ class LiveJob:
 
     # acting
 
+    def orch(self, *argv: str) -> str:
+        """`orch VERB ... --job` of this job: what it prints. Raises AssertionError if it fails."""
+        command = [sys.executable, "-m", "orch_core.cli.main", *argv, "--job", self.name]
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode != 0:
+            raise AssertionError(f"orch {' '.join(argv)} ended with {done.returncode}: {done.stderr}")
+        return done.stdout
+
     def kill(self, pid: int, sig: int = signal.SIGKILL) -> None:
         _signal(pid, sig)
 

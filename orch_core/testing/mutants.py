@@ -304,6 +304,16 @@ _ALL = (
         (Script, "_barrier", "tuple(costs[w] for w in group.plan.view.workers)", "(self.cost,) * len(costs)"),
     ),
     _mutant(
+        "deal-flaps",
+        "a deal changes when some barriers in a row agree to it",
+        (
+            deal.Deals,
+            "applied",
+            "if self._in_a_row < IN_A_ROW or not (self._met_anew or self._age >= self._rest):",
+            "if wanted == before:",
+        ),
+    ),
+    _mutant(
         "changed-deal-moves-nothing",
         "strategy state moves with the shards when the deal changes",
         (deal.Deals, "moves", "return moves_between(", "return () and moves_between("),

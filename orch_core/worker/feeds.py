@@ -21,12 +21,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from orch_core import failpoints
 from orch_core.contracts.ids import Step, WorkerId
 from orch_core.dataplane.group import LOOK_AFTER_MS, Blob
 from orch_core.dataplane.kept import Results
+from orch_core.dataplane.memory import empty
 from orch_core.dataplane.shares import Packed, Share, checksum
-from orch_core.dataplane.tcp import Header, Kind, Sender, configure, unreachable
+from orch_core.dataplane.tcp import Header, Kind, Sender, bytes_of, configure, unreachable
 
 KEPT_RESULTS = 1024  # steps
 KEPT_BYTES = 1 << 30  # of results that a follower has not got yet; always at least KEPT_LEAST steps
@@ -89,6 +92,18 @@ class Feeds:
 
     # ---------------------------------------------------------------- the script's side
 
+    @property
+    def any(self) -> bool:
+        return bool(self._feeds)
+
+    def size_up(self, changing: int) -> None:
+        """So many bytes of a state will have to be copied: memory for it is made ready, for copying into fresh memory
+        takes ten times as long."""
+        with self._lock:
+            feeds = list(self._feeds.values())
+        for feed in feeds:
+            feed.make_room(changing)
+
     def waiting(self) -> tuple[tuple[str, int], ...]:
         """Who wants a state, and with which attempt: for the barrier."""
         if not self._feeds:
@@ -99,13 +114,14 @@ class Feeds:
     def knows(self, asked: Sequence[tuple[str, int]]) -> bool:
         return any(WorkerId(name) in self._feeds for name, _ in asked)
 
-    def capture(self, asked: Sequence[tuple[str, int]], step: Step, state: Blob) -> None:
-        """All members have State(`step`) and do this for the same followers: copies this member's shares."""
+    def capture(self, asked: Sequence[tuple[str, int]], step: Step, state: Blob, changing: int) -> None:
+        """All members have State(`step`) and do this for the same followers: copies this member's shares, as far as
+        they are of the first `changing` bytes."""
         with self._lock:
             feeds = [(feed, number) for name, number in asked if (feed := self._feeds.get(WorkerId(name))) is not None]
         began, packed = time.perf_counter(), Packed.of(state)
         for feed, number in feeds:
-            feed.capture(number, step, packed)
+            feed.capture(number, step, packed, changing)
             took = 1000 * (time.perf_counter() - began)
             logger.info("event=captured follower=%s step=%d bytes=%d ms=%.1f", feed.follower, step, packed.size, took)
 
@@ -138,7 +154,9 @@ class _Feed:
         self._number = 0
         self._share = Share(0, 1)
         self._waits = False
-        self._state: tuple[Step, bytes, memoryview] | None = None  # captured and not yet sent
+        self._wanted = 0  # bytes of room for the copy of a share
+        self._room: memoryview | None = None
+        self._state: tuple[Step, bytes, list[memoryview]] | None = None  # captured and not yet sent
         self._items: deque[_Item] = deque()  # results that the follower has not confirmed
         self._next = 0  # the first of them that is not sent
         self._bytes = 0
@@ -152,14 +170,21 @@ class _Feed:
         return self._sender.sock is sock
 
     def waits(self) -> int | None:
-        return self._number if self._waits else None
+        return self._number if self._waits and self._room is not None else None
+
+    def make_room(self, changing: int) -> None:
+        with self._changed:
+            if self._waits and self._room is None:
+                lo, hi = self._share.span(changing)
+                self._wanted = max(1, hi - lo)
+                self._changed.notify()
 
     def wish(self, wish: Wish) -> None:
         with self._changed:
             match wish.what:
                 case "state":
                     self._number, self._share, self._waits = wish.number, Share(wish.index, wish.of), True
-                    self._state, self.active = None, False
+                    self._state, self.active, self._room, self._wanted = None, False, None, 0
                     self._items.clear()
                     self._next = self._bytes = 0
                 case "results" if wish.step is not None:
@@ -175,12 +200,13 @@ class _Feed:
             self._bytes -= self._items.popleft().packed.size
             self._next = max(0, self._next - 1)
 
-    def capture(self, number: int, step: Step, packed: Packed) -> None:
+    def capture(self, number: int, step: Step, packed: Packed, changing: int) -> None:
         with self._changed:
-            if not self._waits or number != self._number:
+            if not self._waits or number != self._number or self._room is None:
                 return
             self._waits, self.active = False, True
-            self._state = (step, packed.text, packed.copied(self._share))
+            self._state = (step, packed.text, packed.copied(self._share, self._room, changing))
+            self._room = None
             self._changed.notify()
 
     def push(self, step: Step, packed: Packed) -> None:
@@ -220,14 +246,12 @@ class _Feed:
         try:
             while (frame := self._frame()) is not None:
                 header, text, parts = frame
+                half = len(parts) // 2
+                self._sender.put(header, [memoryview(text), *parts[:half]])
                 if header.kind is Kind.SHARE_OF_STATE:
-                    half = len(parts[0]) // 2
-                    self._sender.put(header, [memoryview(text), parts[0][:half]])
                     self._pump()
                     failpoints.reach("state-half-sent", header.step)
-                    self._sender.add([parts[0][half:]])
-                else:
-                    self._sender.put(header, [memoryview(text), *parts])
+                self._sender.add(parts[half:])
                 self._pump()
         except (OSError, EOFError) as error:
             logger.info("event=feed-ended follower=%s why=%r", self.follower, str(error))
@@ -238,14 +262,17 @@ class _Feed:
         """The next share to send; None at the end."""
         with self._changed:
             while not self._closed and self._state is None and self._next >= len(self._items):
-                self._changed.wait()
+                if self._wanted:
+                    self._get_room()
+                else:
+                    self._changed.wait()
             if self._closed:
                 return None
             number, share = self._number, self._share
             if self._state is not None:
-                step, text, copied = self._state
+                step, text, parts = self._state
                 self._state = None
-                kind, parts = Kind.SHARE_OF_STATE, [copied]
+                kind = Kind.SHARE_OF_STATE
             else:
                 item = self._items[self._next]
                 self._next += 1
@@ -254,6 +281,17 @@ class _Feed:
             kind, step, bucket=number, round=share.index, part=share.of, signature=checksum(parts), length=len(text)
         )
         return header, text, parts
+
+    def _get_room(self) -> None:
+        """Memory whose pages are there. The lock is not held meanwhile."""
+        size, number, self._wanted = self._wanted, self._number, 0
+        self._changed.release()
+        try:
+            room = bytes_of(empty(size, torch.uint8).zero_())
+        finally:
+            self._changed.acquire()
+        if number == self._number:
+            self._room = room
 
     def _pump(self) -> None:
         sender, poll = self._sender, select.poll()

@@ -145,6 +145,8 @@ class Following:
         """One of those who feed has gone. Raises _Gone."""
         stage = self._stage
         left = [link for link in stage.links if link.alive]
+        if stage.had is None:
+            self._stage = _Stage(0)  # what is still under way counts no more
         if stage.had is None or not left:
             self._let_go(left)
             raise _Gone("who has sent a part of the state is gone")

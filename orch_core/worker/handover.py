@@ -111,7 +111,8 @@ class Handover:
         self._frozen = False  # ... and it takes no more: its position is in a hello
         self._caught_up = 0  # steps that it has applied so
         self._level = False
-        self.cost = 0  # of a pass, microseconds; 0: not known
+        self.cost = 0  # of a pass, microseconds, as others may know it; 0: not known
+        self.pass_ms = 0.0
         self.end_at: int | None = None  # the number of steps after which training has ended before
 
     # ---------------------------------------------------------------- the script's side

@@ -449,7 +449,7 @@ class Keeper:
             steps_per_s=speed,
             first_step_at=told.first_step_at,
             recovery=self._recovery,
-            pass_ms=self._handover.cost / 1000,
+            pass_ms=self._handover.pass_ms,
             reset_shard_state=told.reset,
             entered=told.entered,
         )

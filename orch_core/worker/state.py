@@ -102,6 +102,21 @@ def capture(prepared: Prepared, start: Start) -> Captured:
     return Captured(header, [*packer.tensors, *start.others.tensors], [*packer.names, *start.others.names])
 
 
+def size(prepared: Prepared) -> int:
+    """About how many bytes of tensors a capture has, without making one."""
+    held = [t for o in prepared.optimizers for values in o.state.values() for t in _tensors(values)]
+    tensors = [*prepared.parameters, *prepared.buffer_tensors(), *held]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in _tensors(item)]
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, list | tuple) else []
+
+
 def install(prepared: Prepared, blob: Blob) -> None:
     """Put a captured state into the prepared objects. Raises MalformedMessage, ConfigurationError for other objects."""
     header, tensors = blob.header, list(blob.tensors)

@@ -241,8 +241,9 @@ class Steps:
         self._held.add(shard)
         self._handover.end_pass(shard)
         self._passes_took.append(max(1, int(1e6 * (time.perf_counter() - self._pass_began))))
-        self._handover.cost = self.cost
-        telemetry.PASS_DURATION.set(self._handover.cost / 1e6)
+        self._handover.pass_ms = self.cost / 1000
+        self._handover.cost = self._told_cost
+        telemetry.PASS_DURATION.set(self.cost / 1e6)
         failpoints.reach("contributed", self.engine.step)
 
     def outer_body_over(self) -> None:
@@ -251,10 +252,15 @@ class Steps:
 
     @property
     def cost(self) -> int:
-        """Of one of its passes, in microseconds: the lower median of the newest. 0: not known, or of no account."""
-        if len(self._passes_took) < 2 or self._spec.deal == "equal":
+        """Of one of its passes, in microseconds: the lower median of the newest ones. 0: not known."""
+        if len(self._passes_took) < 2:
             return 0
         return sorted(self._passes_took)[(len(self._passes_took) - 1) // 2]
+
+    @property
+    def _told_cost(self) -> int:
+        """What deals are made from: with equal ones nothing is told."""
+        return 0 if self._spec.deal == "equal" else self.cost
 
     def _dealt(self, step: Step) -> Deal:
         assert self._deals is not None
@@ -283,11 +289,13 @@ class Steps:
         if self._held - mine:  # finish() drops what others carry
             self._held &= mine
             self._handover.contributions(self._held)
+        if self._feeds.any:
+            self._feeds.size_up(state.size(self._prepared))
         stop = self.stop_wanted or self._handover.stop_asked
         group = self._group
         before = 0 if group is None else group.bytes_sent
         results = self.engine.finish(
-            deal, plan.index, group, stop=stop, digests=digests, asked=self._feeds.waiting(), cost=self.cost
+            deal, plan.index, group, stop=stop, digests=digests, asked=self._feeds.waiting(), cost=self._told_cost
         )
         if group is not None:
             telemetry.SYNC_BYTES.add(group.bytes_sent - before)
@@ -307,7 +315,8 @@ class Steps:
         self.applied, self.means, self.outer = step, means, {}
         self._after(results)
         if self._deals is not None and self._deals.applied(step, results.costs):
-            telemetry.DEAL_CHANGES.add(1)
+            if self.is_first:
+                telemetry.DEAL_CHANGES.add(1)  # one of all members counts it
             counts = [len(shards) for shards in self._dealt(Step(step + 1))]
             logger.info("event=deal-changed step=%d shards=%s costs_us=%s", step + 1, counts, list(results.costs))
         self._feeds.push(results)
@@ -542,8 +551,10 @@ class Steps:
         results = self.engine.results
         asked = results.asked if results is not None and results.step == step - 1 else ()
         if results is not None and self._feeds.knows(asked):
-            header, tensors = self._outgoing_state(step, results.encode())
-            self._feeds.capture(asked, step, Blob(header, tensors))
+            kept = results.encode()
+            header, tensors = self._outgoing_state(step, kept)
+            changing = sum(tensor.nbytes for tensor in tensors[: len(tensors) - len(kept.tensors)])
+            self._feeds.capture(asked, step, Blob(header, tensors), changing)
 
     # ---------------------------------------------------------------- the end
 

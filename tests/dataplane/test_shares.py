@@ -36,11 +36,26 @@ def test_shares_make_the_whole_in_any_order(of):
 def test_a_copied_share_stays_as_it_was():
     original = blob()
     packed, share = Packed.of(original), Share(1, 3)
-    copied = packed.copied(share)
-    before = bytes(copied)
+    for room in (memoryview(bytearray(200)), memoryview(b"")):
+        copied = packed.copied(share, room, packed.size)
+        before = b"".join(copied)
+        original.tensors[0].fill_(9.0)
+        original.tensors[2].fill_(9)
+        assert b"".join(copied) == before
+        original.tensors[0].copy_(blob().tensors[0])
+        original.tensors[2].copy_(blob().tensors[2])
+        assert before == b"".join(packed.share(share))
+
+
+def test_what_does_not_change_is_not_copied():
+    original = blob()
+    packed, share = Packed.of(original), Share(0, 1)
+    copied = packed.copied(share, memoryview(bytearray(200)), original.tensors[0].nbytes)
     original.tensors[0].fill_(9.0)
     original.tensors[2].fill_(9)
-    assert bytes(copied) == before == b"".join(bytes(part) for part in Packed.of(blob()).share(share))
+    assert b"".join(copied) == b"".join(
+        [*Packed.of(blob()).copied(share, memoryview(b""), packed.size)[:1], *packed.views[2:]]
+    )
 
 
 def test_the_order_of_keys_is_no_difference():

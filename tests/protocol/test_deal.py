@@ -1,9 +1,12 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orch_core.contracts.ids import Shard, Step, WorkerId
 from orch_core.protocol.deal import (
     SETTLED,
+    SETTLED_MAX,
     Deals,
     Move,
     Position,
@@ -118,21 +121,38 @@ class TestDealsOfAView:
         even = deal(len(members), 4)
         return Deals(members, Step(3), first or even, even, ())
 
-    def test_a_deal_changes_when_somebody_has_become_known_and_then_not_for_a_while(self):
+    def test_a_deal_changes_when_some_barriers_in_a_row_agree(self):
         deals = self.deals()
-        assert not deals.applied(Step(3), (0, 0))
-        assert deals.applied(Step(4), (1000, 4000))
-        assert [len(part) for part in deals.dealt(Step(5))] == [3, 1]
-        for step in range(5, 4 + SETTLED):
-            assert not deals.applied(Step(step), (4000, 1000))
-        assert deals.applied(Step(4 + SETTLED), (4000, 1000))
+        assert [deals.applied(Step(step), (1000, 4000)) for step in range(3, 6)] == [False, False, True]
+        assert [len(part) for part in deals.dealt(Step(6))] == [3, 1]
+
+    def test_noise_changes_nothing(self):
+        deals = self.deals()
+        for step in range(3, 100):
+            assert not deals.applied(Step(step), (1000, 4000) if step % 3 else (4000, 1000))
+
+    def test_a_deal_that_has_changed_rests_longer_each_time(self):
+        deals, costs, changes = self.deals(), (1000, 4000), []
+        for step in range(3, 300):
+            if deals.applied(Step(step), costs):
+                changes.append(step)
+                costs = costs[::-1]
+        rests = [b - a for a, b in pairwise(changes)]
+        assert rests == [SETTLED * 2, SETTLED * 4, SETTLED_MAX, SETTLED_MAX, SETTLED_MAX][: len(rests)]
+        assert len(rests) > 3
+
+    def test_who_becomes_known_does_not_wait_for_that(self):
+        deals = self.deals()
+        deals.applied(Step(3), (1000, 0))
+        assert [deals.applied(Step(step), (1000, 4000)) for step in range(4, 7)] == [False, False, True]
 
     def test_state_moves_when_the_deal_changes_and_only_then(self):
         deals = self.deals()
-        deals.applied(Step(3), (1000, 4000))
-        assert deals.moves(Step(4)) == (Move(Shard(2), B, A),)
-        deals.applied(Step(4), (1000, 4000))
-        assert deals.moves(Step(5)) == ()
+        for step in range(3, 6):
+            deals.applied(Step(step), (1000, 4000))
+        assert deals.moves(Step(6)) == (Move(Shard(2), B, A),)
+        deals.applied(Step(6), (1000, 4000))
+        assert deals.moves(Step(7)) == ()
 
     def test_behind_the_open_step_a_view_goes_back_to_its_own_deal(self):
         deals = self.deals(first=((0, 2), (1, 3)))

@@ -447,7 +447,7 @@ class Reluctant(Handover):
 def is_asked(worker):
     """A follower's wish has reached it."""
     served = worker.handover.feeds
-    return bool(served.waiting()) or any(feed.active for feed in served._feeds.values())
+    return any(feed._waits or feed.active for feed in served._feeds.values())
 
 
 def wait_until(truth):
@@ -517,6 +517,21 @@ class TestStrategyState:
         done = job.finish()
         assert len(done) == 3
         same(done, alone(topk))
+
+    def test_state_moves_with_its_shards_when_a_worker_is_slow(self, topk):
+        def happened(job, where, run):
+            if where == "pass" and run._setting.worker == "w1.1":
+                time.sleep(0.02)
+
+        job = Job(["w0.1", "w1.1"], happened=happened, strategy=topk)
+        same(job.finish(), alone(topk))
+        carried = [len(shards) for shards in job.workers[WorkerId("w0.1")].run_.steps._dealt(Step(STEPS))]
+        assert carried == [4, 1]
+
+    def test_a_follower_is_taken_in_with_the_state_of_its_shards(self, topk, door):
+        job = Job(["w0.1", "w1.1"], happened=TestFollowing.joins("w2.1"), strategy=topk, door=door)
+        same(job.finish(), alone(topk))
+        assert WorkerId("w2.1") in job.view
 
     def test_a_death_loses_a_lossy_state_and_says_so(self, topk):
         def happened(job, where, run):

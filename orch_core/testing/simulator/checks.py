@@ -10,7 +10,7 @@ from orch_core.contracts.document import Cause, Document, LifeState, View
 from orch_core.contracts.ids import BEFORE_FIRST_STEP, Shard, Step, ViewNumber, WorkerId, place_and_life
 from orch_core.contracts.job import JobStatus
 from orch_core.contracts.status import Phase
-from orch_core.protocol.deal import Deal, Position
+from orch_core.protocol.deal import IN_A_ROW, Deal, Position
 from orch_core.protocol.member import Hello, Plan
 from orch_core.testing.simulator.bits import Digest, Results
 from orch_core.testing.simulator.world import Violation
@@ -34,6 +34,7 @@ class Checks:
         self.left: set[WorkerId] = set()
         self.holders: dict[tuple[Step, Shard], set[WorkerId]] = {}
         self.furthest = BEFORE_FIRST_STEP  # applied by anybody since the last counted restart
+        self.changed: dict[ViewNumber, tuple[Step, Deal]] = {}  # since when each view has its deal
         self.captures: dict[tuple[WorkerId, int], Step] = {}
         self.deals: dict[tuple[ViewNumber, Step], Deal] = {}
         self.lost_steps = 0
@@ -236,6 +237,13 @@ class Checks:
         first = self.deals.setdefault((plan.view.number, step), deal)
         hold(deal == first, f"all members have one deal of step {step} in view {plan.view.number}: {first} and {deal}")
         self._dealt(deal, plan)
+        at, before = self.changed.get(plan.view.number, (Step(step - IN_A_ROW), deal))
+        if before != deal:
+            hold(
+                step - at >= IN_A_ROW or at <= plan.step + 1, f"a deal does not flap: it changed at {at}, and at {step}"
+            )
+        if before != deal or plan.view.number not in self.changed:
+            self.changed[plan.view.number] = (step, deal)
 
     def captured(self, follower: WorkerId, number: int, step: Step) -> None:
         first = self.captures.setdefault((follower, number), step)
