@@ -93,7 +93,7 @@ class Coordinators:
     def failure(self) -> Failure | None:
         """Why there can never be a majority."""
         hopeless = [r for r in self._replicas if r.is_hopeless]
-        if len(self._replicas) - len(hopeless) > len(self._replicas) // 2:
+        if not hopeless or len(self._replicas) - len(hopeless) > len(self._replicas) // 2:
             return None
         which = hopeless[0]
         wrong_use = which.exit_code == WRONG_USE

@@ -63,10 +63,17 @@ class JobFolder:
         try:
             for one in described.coordinators:
                 self.coordinator(one.id).mkdir()
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        self.write(described)
+        return described
+
+    def write(self, described: JobFile) -> None:
+        """``job.json``. Raises ConfigurationError."""
+        try:
             write_atomically(self.description_path, codec.encode(described), mode=0o600)
         except OSError as error:
             raise _unusable(self.path, error) from error
-        return described
 
     def close(self) -> None:
         """Give ports and lock back. Idempotent."""

@@ -37,7 +37,7 @@ from orch_core.agent.report import EventLog, Reporter, first_failure, read_failu
 from orch_core.contracts import codec
 from orch_core.contracts.document import Document, Failure
 from orch_core.contracts.errors import ConfigurationError, MalformedMessage
-from orch_core.contracts.ids import Step, Term, ViewNumber, WorkerId
+from orch_core.contracts.ids import PlaceId, Step, Term, ViewNumber, WorkerId
 from orch_core.contracts.job import JobFile, JobSpec, JobStatus
 from orch_core.contracts.note import read_note
 from orch_core.contracts.status import AgentStatus, Progress
@@ -76,6 +76,15 @@ WorkerProgram = Callable[[JobSpec], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What one host of several has of a job: some places, and none of the coordinators."""
+
+    name: str  # of the host, different from the others'
+    places: frozenset[PlaceId]
+    address: str  # where its workers listen, as the others reach it
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     summary: Summary
     failure: Failure | None
@@ -94,17 +103,20 @@ class Host:
         worker: WorkerProgram = worker_program,
         coordinator: CoordinatorProgram = coordinator_program,
         connect: Connect = LeaderStream,
+        part: Part | None = None,
     ) -> None:
-        self._folder, self._job, self._audience = folder, job, audience
+        self._folder, self._job, self._audience, self._part = folder, job, audience, part
         self._worker_program, self._connect = worker, connect
         self._environment = environment(os.environ, job, folder)
+        if part is not None:
+            self._environment["ORCH_WORKER_HOST"] = part.address
         self._spawner = Spawner(folder.path)
         self._pump = LogPump(audience.output, audience.say)
         self._events = EventLog(folder.path / "events.jsonl", audience.say)
-        self._reporter = Reporter()
+        self._reporter = Reporter() if part is None else Reporter(part.name)
         self._coordinators = Coordinators(
             folder,
-            [c.id for c in job.coordinators],
+            [c.id for c in job.coordinators] if part is None else (),
             self._spawner,
             coordinator,
             self._environment,
@@ -265,7 +277,8 @@ class Host:
         step = self._progress.step if self._progress is not None else Step(0)
         self._processes = observe(self._processes, self._document, step, now)
         order = self._order(now)
-        verdict = plan(self._document, self._job.spec, self._processes, now, order, self._heard_at)
+        mine = None if self._part is None else self._part.places
+        verdict = plan(self._document, self._job.spec, self._processes, now, order, self._heard_at, mine)
         if verdict.failure is not None and self._own_failure is None:
             self._fail(stamped(verdict.failure, time.time()), own=True)
         for action in verdict.actions:

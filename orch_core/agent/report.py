@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Reporter:
     """Makes each status: whole, with everything that the leader may still need to hear."""
 
-    def __init__(self) -> None:
-        self._host = socket.gethostname()
+    def __init__(self, name: str = "") -> None:
+        self._host = name or socket.gethostname()
         self._agent = AgentId(f"agent-{self._host}")
         self._sequence = 0
         self._last_words: dict[WorkerId, tuple[Note | None, Failure | None]] = {}

@@ -24,6 +24,8 @@ VERBS: Mapping[str, tuple[str, str]] = {  # verb -> module, what `orch --help` s
     "evict": ("orch_core.cli.evict", "Declare a worker dead that nobody can reach."),
     "stop": ("orch_core.cli.stop", "End a job after the step it is at."),
     "logs": ("orch_core.cli.logs", "Show what workers have printed."),
+    "coordinator": ("orch_core.cli.coordinator", "Run one coordinator of a job on several hosts."),
+    "agent": ("orch_core.cli.agent", "Run workers of a job on several hosts, on this one."),
     "plugins": ("orch_core.cli.plugins", "List the plugins that are installed."),
 }
 FAILED, USAGE, INTERRUPTED = 1, 2, 130

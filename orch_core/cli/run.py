@@ -21,6 +21,7 @@ from orch_core.contracts.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from orch_core.agent.folder import JobFolder
+    from orch_core.agent.host import Part
     from orch_core.contracts.job import JobFile
 
 SWITCH_S = 0.001  # how long a thread that reads logs may keep the loop from the interpreter
@@ -35,13 +36,14 @@ def execute(options: RunOptions) -> int:
     folder = _claim(options)
     try:
         job = folder.describe(options.spec(folder.path.name), options.coordinators)
-        with _log_to(folder.path / "agent.log"):
-            return _run(folder, job, options.summary)
+        with log_to(folder.path / "agent.log"):
+            return run_agent(folder, job, options.summary)
     finally:
         folder.close()
 
 
-def _run(folder: "JobFolder", job: "JobFile", summary_path: Path | None) -> int:
+def run_agent(folder: "JobFolder", job: "JobFile", summary_path: Path | None, part: "Part | None" = None) -> int:
+    """`part`: what this host has of a job on several hosts; None: all of it."""
     from orch_core.agent.host import Host
     from orch_core.agent.report import write_summary
     from orch_core.cli.display import Display, failure_text, summary_text
@@ -51,10 +53,11 @@ def _run(folder: "JobFolder", job: "JobFile", summary_path: Path | None) -> int:
     display.start()
     last_words = ""
     try:
-        display.say(f"job {job.job}: {job.spec.workers} x {job.spec.script}, in {folder.path}")
+        what = f"{job.spec.workers} x" if part is None else f"{', '.join(sorted(part.places))} of {job.spec.workers} x"
+        display.say(f"job {job.job}: {what} {job.spec.script}, in {folder.path}")
         if folder.previous is not None:
             display.say(f"what an earlier job of this name has left is in {folder.previous} now")
-        host = Host(folder, job, display)
+        host = Host(folder, job, display, part=part)
         outcome = asyncio.run(host.run())
         for path in filter(None, (folder.path / "summary.json", summary_path)):
             try:
@@ -84,7 +87,7 @@ def _claim(options: RunOptions) -> "JobFolder":
 
 
 @contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
+def log_to(path: Path) -> Iterator[None]:
     """The agent's own log, written in another thread: its loop never waits for a disk."""
     logging.raiseExceptions = False  # a full disk must not print a page for each line
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(LOG_LIMIT)

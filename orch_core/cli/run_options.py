@@ -125,8 +125,11 @@ class RunCommand(click.Command):
             raise
         return []
 
+    def checked(self, ctx: click.Context) -> RunOptions:
+        return _checked(ctx, ctx.meta["split"])
+
     def invoke(self, ctx: click.Context) -> int:
-        return self._execute(_checked(ctx, ctx.meta["split"]))
+        return self._execute(self.checked(ctx))
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return ["[OPTIONS]", "SCRIPT | -m MODULE", "[ARGS]..."]

@@ -70,4 +70,5 @@ class JobFile:
     token: str
     spec: JobSpec
     started_at: float  # Unix time, seconds
+    insecure: bool = False  # the user knows that others can hear what is said off loopback
     version: int = 1

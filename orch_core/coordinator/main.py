@@ -7,7 +7,6 @@ when that is gone. Everything else it has to know stands in ``job.json``.
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ import grpc.aio
 
 from orch_core import failpoints, plugins
 from orch_core.contracts import codec
+from orch_core.contracts.address import family, is_loopback, split
 from orch_core.contracts.consensus import Consensus, ReplicaSpec
 from orch_core.contracts.errors import ConfigurationError, OrchError
 from orch_core.contracts.ids import CoordinatorId
@@ -33,6 +33,7 @@ from orch_core.rpc.priority import raise_priority
 from orch_core.rpc.v1 import control_pb2_grpc
 
 PARENT_CHECK_S = 0.25
+FAREWELL_S = 5.0
 GRACE_S = 0.2  # what open calls get when the process ends
 CALLS_LIMIT = 1024
 FAILED, WRONG_USE = 1, 2
@@ -69,6 +70,14 @@ def read_job(path: Path) -> JobFile:
         raise ConfigurationError(f"the job file {path} cannot be read: {error}") from error
 
 
+async def run_replica(job: JobFile, me: CoordinatorId, folder: Path) -> None:
+    """As :func:`serve`, and what goes wrong in one of its tasks is raised by itself."""
+    try:
+        await serve(job, me, folder)
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
 async def serve(job: JobFile, me: CoordinatorId, folder: Path) -> None:
     """Run one replica until SIGTERM, or until the agent that started it is gone."""
     stop = asyncio.Event()
@@ -92,6 +101,7 @@ async def serve(job: JobFile, me: CoordinatorId, folder: Path) -> None:
                 group.create_task(service.follow(), name="follow"),
                 group.create_task(elections.watch(), name="elections"),
                 group.create_task(_watch_parent(job.agent_pid, stop), name="watch-parent"),
+                group.create_task(_watch_end(job.agent_pid, service, stop), name="watch-end"),
             ]
             await stop.wait()
             logger.info("event=ending")
@@ -125,6 +135,17 @@ async def _watch_parent(agent_pid: int, stop: asyncio.Event) -> None:
         stop.set()
 
 
+async def _watch_end(agent_pid: int, service: Service, stop: asyncio.Event) -> None:
+    """Started by hand: it ends by itself when the job has, and everybody had the time to hear of it."""
+    while not agent_pid:
+        document = service.document
+        if document is not None and document.status.final:
+            await asyncio.sleep(FAREWELL_S)
+            stop.set()
+            return
+        await asyncio.sleep(PARENT_CHECK_S)
+
+
 def _replica(job: JobFile, me: CoordinatorId, folder: Path, listener: socket.socket) -> ReplicaSpec:
     peers = {row.id: row.peer_address for row in job.coordinators}
     return ReplicaSpec(id=me, peers=peers, folder=folder, token=job.token, listener=listener)
@@ -134,31 +155,25 @@ def _row(job: JobFile, me: CoordinatorId) -> CoordinatorAddress:
     for row in job.coordinators:
         if row.id == me:
             for address in (row.address, row.peer_address):
-                _loopback(address)
+                check_heard(split(address)[0], insecure=job.insecure)
             return row
     known = ", ".join(row.id for row in job.coordinators)
     raise ConfigurationError(f"job {job.job} has no coordinator {me!r}: it has {known}")
 
 
-def _loopback(address: str) -> None:
-    """There is no TLS yet, so nothing may listen where others can hear it."""
-    try:
-        fine = ipaddress.ip_address(_host_and_port(address)[0]).is_loopback
-    except ValueError as error:
-        raise ConfigurationError(f"{address!r} is no address: it should look like 127.0.0.1:4711") from error
-    if not fine:
-        raise ConfigurationError(f"coordinators listen on loopback only, and {address} is not: use 127.0.0.1")
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
+def check_heard(host: str, *, insecure: bool) -> None:
+    """There is no TLS yet, so nothing listens where others can hear it unless the user says so. ConfigurationError."""
+    if not insecure and not is_loopback(host):
+        raise ConfigurationError(
+            f"{host} is not loopback, and there is no TLS yet: whoever is on that network can read the job's token and "
+            f"its weights; say --insecure if that is fine"
+        )
 
 
 def _bind(address: str) -> socket.socket:
     """Bound, not listening, beside the socket with which the agent keeps the port reserved."""
-    host, port = _host_and_port(address)
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    host, port = split(address)
+    listener = socket.socket(family(host))
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))

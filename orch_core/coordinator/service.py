@@ -65,6 +65,11 @@ class Service(control_pb2_grpc.CoordinatorServicer):
                 logger.info("event=stream-closed who=%s", who)
         await context.write(wire.pack_redirect(self._leader_address()))
 
+    @property
+    def document(self) -> Document | None:
+        """The newest that this replica knows to be committed."""
+        return self._board.document if self._board.term is not None else self._committed()
+
     async def Inspect(self, request: pb.InspectRequest, context: Context) -> pb.InspectReply:  # noqa: N802
         await self._authenticate(context)
         board = self._board
@@ -73,7 +78,7 @@ class Service(control_pb2_grpc.CoordinatorServicer):
             self._job,
             os.getpid(),
             self._consensus.status(),
-            board.document if leads else self._committed(),
+            self.document,
             board.progress if leads else None,
         )
         return pb.InspectReply(version=wire.VERSION, status=codec.encode(status))

@@ -19,7 +19,7 @@ asked by SIGTERM, and killed if it does not go.
 """
 
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TypeAlias
@@ -121,15 +121,17 @@ def plan(
     now: float,
     order: Order = Order.RUN,
     heard_at: float | None = None,
+    mine: Collection[PlaceId] | None = None,
 ) -> Verdict:
     """One look. `processes`: every life that this agent has started, the dead ones included. `heard_at`: when a leader
-    has spoken last."""
+    has spoken last. `mine`: the places that this agent fills; None: all."""
     living = [p for p in processes if p.alive]
     if order is Order.KILL:
         return Verdict(tuple(Kill(p.pid) for p in living))
     if order is Order.END or (document is not None and document.status.final) or _stopped_early(document, order):
         return _end(living, now)
-    verdicts = [_place(place, document, spec, processes, now, order, heard_at) for place in _places(document, spec)]
+    places = [place for place in _places(document, spec) if mine is None or place in mine]
+    verdicts = [_place(place, document, spec, processes, now, order, heard_at) for place in places]
     verdicts += [_surplus(p, document, spec, now) for p in living]
     verdicts += [_doomed(p, now) for p in living]
     looks = [v.next_look for v in verdicts if v.next_look is not None]

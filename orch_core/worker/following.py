@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from orch_core import failpoints
 from orch_core.contracts import codec
+from orch_core.contracts.address import split
 from orch_core.contracts.document import ViewMember
 from orch_core.contracts.errors import MalformedMessage
 from orch_core.contracts.ids import Step, WorkerId
@@ -159,9 +160,8 @@ class Following:
     # ---------------------------------------------------------------- links
 
     def _dial(self, member: ViewMember) -> _Link | None:
-        host, _, port = member.address.rpartition(":")
         try:
-            sock = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S)
+            sock = socket.create_connection(split(member.address), timeout=CONNECT_S)
         except OSError:
             return None
         forks.watch(sock)

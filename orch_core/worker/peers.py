@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from orch_core import failpoints
 from orch_core.contracts import codec
+from orch_core.contracts.address import family, joined, split
 from orch_core.contracts.errors import MalformedMessage
 from orch_core.contracts.ids import ViewNumber, WorkerId
 from orch_core.dataplane.group import Link
@@ -63,10 +64,10 @@ class Peers:
         self._token = token
         self._feeds = feeds
         self._tell = listener
-        self._server = socket.create_server((host, 0), backlog=BACKLOG)
+        self._server = socket.create_server((host, 0), family=family(host), backlog=BACKLOG)
         self._server.setblocking(False)
         forks.watch(self._server)
-        self.address = "{}:{}".format(*self._server.getsockname()[:2])
+        self.address = joined(host, self._server.getsockname()[1])
         self._epoll = select.epoll()
         self._watched: dict[int, Key] = {}
         self._dialled: dict[Key, socket.socket] = {}
@@ -167,15 +168,15 @@ class Peers:
             self._feeds.drop(follower, sock)
 
     async def _dial(self, key: Key, address: str, frame: bytes) -> None:
-        host, _, port = address.rpartition(":")
+        host, port = split(address)
         loop = asyncio.get_running_loop()
         while True:
-            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+            sock = socket.socket(family(host), socket.SOCK_STREAM)
             try:
                 configure(sock)
                 forks.watch(sock)
                 async with asyncio.timeout(CONNECT_S):
-                    await loop.sock_connect(sock, (host.strip("[]"), int(port)))
+                    await loop.sock_connect(sock, (host, port))
                 await loop.sock_sendall(sock, frame)
             except (OSError, TimeoutError):
                 sock.close()
