@@ -228,6 +228,9 @@ def _place(
         return Verdict()
     if last is not None and last.exit_code == 0 and not last.left:
         return _exit_zero(last, document, order, now, heard_at)
+    unheard = last is not None and last.exited_at is not None and heard_at is not None and heard_at < last.exited_at
+    if last is not None and last.exit_code == 0 and unheard:
+        return Verdict()  # it may have gone through everything: the end may be committed, and nobody has told us yet
     used = _used_restarts(lives, now)
     if last is not None and used > spec.max_restarts:
         return Verdict(failure=_used_up(last, spec))

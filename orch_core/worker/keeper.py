@@ -18,7 +18,7 @@ from typing import Any
 
 from orch_core import telemetry
 from orch_core.contracts import codec
-from orch_core.contracts.document import Cause, Document, Failure, LifeState, Recovery, View, ViewMember
+from orch_core.contracts.document import HAS_LEFT, Cause, Document, Failure, LifeState, Recovery, View, ViewMember
 from orch_core.contracts.errors import MalformedMessage
 from orch_core.contracts.ids import Step, ViewNumber, WorkerId, place_and_life
 from orch_core.contracts.status import Phase, WorkerStatus
@@ -351,6 +351,8 @@ class Keeper:
         place = next((place for place in document.places if place.worker == me), None)
         told_to_leave = place is not None and place.state is LifeState.LEAVING
         self._handover.hear(job_runs=document.view is not None, stop=bool(document.stop), end_at=document.end_at)
+        if place is not None and place.state is LifeState.GONE and place.why != HAS_LEFT:
+            self._exit(EVICTED, f"{me} is out of the job: {place.why}")  # whether it wanted to leave or not
         if told_to_leave and self._member.view is not None:
             self._leave()  # before a view without this worker, which is no eviction then
         if document.view is not None:

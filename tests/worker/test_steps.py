@@ -426,14 +426,16 @@ class TestFollowing:
         late = job.workers[WorkerId("w3.1")]
         assert late.history in (reference[1], [])  # it may have come too late to be fed again
 
-    def test_who_follows_too_slowly_is_dropped_and_costs_the_members_nothing(self, reference, door, monkeypatch):
+    def test_who_follows_too_slowly_is_dropped_and_costs_the_members_nothing(
+        self, reference, door, monkeypatch, caplog
+    ):
         monkeypatch.setattr(feeds, "KEPT_RESULTS", 1)
         monkeypatch.setattr(feeds, "KEPT_LEAST", 1)
         monkeypatch.setattr(feeds._Feed, "_forget", lambda self, step: None)  # what it confirms is not heard
         late = WorkerId("w2.1")
         job = Job(["w0.1", "w1.1"], happened=self.joins(late, reluctant=True), door=door)
         same(job.finish(but=late), reference)
-        wait_until(lambda: job.workers[late].following.lost)
+        assert f"event=follower-too-slow follower={late}" in caplog.text
 
 
 class Reluctant(Handover):

@@ -3,7 +3,7 @@
 from collections import deque
 from typing import TYPE_CHECKING, Any, assert_never
 
-from orch_core.contracts.document import Document, Finished, LifeState, Training
+from orch_core.contracts.document import HAS_LEFT, Document, Finished, LifeState, Training
 from orch_core.contracts.ids import PlaceId, ViewNumber, WorkerId, place_and_life
 from orch_core.contracts.status import Phase, WorkerStatus
 from orch_core.protocol.evidence import HEARTBEAT_S
@@ -190,6 +190,9 @@ class Worker(Client):
         self.end_at = document.end_at
         self.stop_asked = bool(document.stop)
         state = next((p.state for p in document.places if p.worker == self.id), None)
+        if any(p.state is LifeState.GONE and p.worker == self.id and p.why != HAS_LEFT for p in document.places):
+            self.exit(EVICTED)
+            return
         if state is LifeState.LEAVING and self.member.view is not None:
             self.terminate()
         if document.view is not None:
