@@ -398,7 +398,12 @@ _ALL = (
     _mutant(
         "last-holder-leaves",
         "the last member with the state cannot leave",
-        (views, "_removals", "status.leaving and keepers - {worker}", "status.leaving"),
+        (views, "_removals", "status.leaving and others", "status.leaving"),
+    ),
+    _mutant(
+        "leavers-by-age",
+        "if all leave, the one goes first whose next life the others wait for",
+        (views, "_has_successor", "in document.seats", "is None"),
     ),
     _mutant(
         "leaver-gone-at-once",

@@ -381,6 +381,20 @@ def test_who_has_not_spoken_in_a_view_with_one_that_came_back_is_not_sent_away()
     assert not job.view.fresh
 
 
+def test_if_all_leave_the_one_goes_first_whose_next_life_the_others_wait_for():
+    job = running(A, B)
+    job.document = command(job.document, "drain", {"worker": A, "replace": "yes"}, 0.0)
+    job.document = command(job.document, "scale", {"workers": "1"}, 0.0)
+    job.says(B, applied=Step(3), view=ViewNumber(1), leaving=True).decides()
+    assert job.members == (A, B)
+    job.says(A, applied=Step(3), view=ViewNumber(1), leaving=True).decides()
+    assert job.members == (B,)
+    job.goes_on(B, leaving=True).dies(A, code=0).ready(A2).decides()
+    assert job.members == (B, A2)
+    job.goes_on(A2, B, leaving=False).goes_on(B, leaving=True)
+    assert job.members == (A2,)
+
+
 def test_a_leaving_member_takes_no_seat_from_who_waits():
     job = running(A, B).dies(A).decides().goes_on(B)
     job.document = command(job.document, "scale", {"workers": "1"}, 0.0)

@@ -503,6 +503,23 @@ def the_last_holder_leaves_once_another_has_the_state(
 
 
 @scenario
+def who_is_replaced_goes_before_the_last_holder(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """One is drained and replaced, the others are too many, and they say first that they leave."""
+    play = Play(seed, trace, workers=3, steps=60)
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 1, play.kill("w0.1"))
+    play.when(
+        lambda: set(play.view()) == {"w1.1", "w2.1", "w0.2"} and play.applied("w0.2") >= 4,
+        play.stop("w0.2"),
+        lambda: play.nemesis.order("drain", worker="w0.2", replace="yes"),
+        lambda: play.nemesis.order("scale", workers="1"),
+        lambda: play.after(0.5, play.thaw("w0.2")),
+        play.met("reached"),
+    )
+    play.expect("the replacement is there at the end", lambda: play.view() == ("w0.3",))
+    return play.simulation
+
+
+@scenario
 def a_drained_place_stays_empty(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
     """Unless it is to be replaced."""
     play = Play(seed, trace, workers=3, steps=40)
