@@ -21,6 +21,10 @@ import pytest
 from orch_core.contracts.ids import WorkerId, place_and_life
 from orch_core.testing.live import Ended, LiveJob, Refused, members, run_plain
 
+Row = dict[str, Any]  # of `orch status`
+Status = dict[str, Any]
+Candidates = Callable[[Status], list[Row]]
+
 SMALL = Path(__file__).parents[1] / "scripts" / "small.py"
 EPOCHS, CRAWL_AT = 120, 500  # 600 steps; the last ones wait for the schedules' end
 ENV = {"EPOCHS": str(EPOCHS), "CRAWL_AT": str(CRAWL_AT), "PAUSE": "0.02"}
@@ -83,6 +87,7 @@ class Chaos:
         self.leader_kills = 0
 
     def carry_out(self, act: Act) -> None:
+        self.told.append(str(act))
         time.sleep(act.after_s)
         match act.what:
             case "kill":
@@ -95,19 +100,17 @@ class Chaos:
                 self.job.kill(self.job.leader_pid())
                 self.leader_kills += 1
             case "terminate":
-                for row in self._pick(act, members(self.job.wait_members(1))):
-                    self.sent.add(row["id"])
-                    self.job.kill(row["pid"], signal.SIGTERM)
-            case "drain" | "replace":
-                for row in self._pick(act, members(self.job.wait_members(1))):
-                    self.sent.add(row["id"])
-                    self._order("drain", row["id"], *(["--replace"] if act.what == "replace" else []))
+                self._hit(act, members, lambda row: self.job.kill(row["pid"], signal.SIGTERM), self.sent)
+            case "drain":
+                self._hit(act, members, lambda row: self._order("drain", row["id"]), self.sent)
+            case "replace":
+                self._hit(act, members, lambda row: self._order("drain", row["id"], "--replace"), self.sent)
             case "scale":
-                self.sent |= set(_beyond(act.number, self.job.wait_members(1)["workers"]))
+                status = self.job.wait("workers", lambda s: s["workers"])
+                self.sent |= set(_beyond(act.number, status["workers"]))
                 self._order("scale", str(act.number))
             case _:
                 raise AssertionError(act.what)
-        self.told.append(str(act))
 
     def check(self, ended: Ended, expected: str) -> None:
         assert ended.code == 0, ended.output[-4000:]
@@ -121,23 +124,17 @@ class Chaos:
         gone = {w for before, after in itertools.pairwise(views) for w in {*before["members"]} - {*after["members"]}}
         assert gone <= self.hit | self.sent, f"nobody touched {gone - self.hit - self.sent}"
 
-    def _hit(
-        self,
-        act: Act,
-        candidates: Callable[[dict[str, Any]], list[dict[str, Any]]],
-        do: Callable[[dict[str, Any]], None],
-    ) -> None:
-        """Hit one of the candidates, but never the last member that holds the state for certain."""
-        status = self.job.wait(
-            "a formed view", lambda s: s["view"] and s["formed"] == s["view"]["number"] and members(s)
-        )
-        rows = candidates(status)
+    def _hit(self, act: Act, candidates: Candidates, do: Callable[[Row], None], noted: set[str] | None = None) -> None:
+        """Hit one of the candidates, but never the last member that holds the state and is not on its way out."""
+        status = self.job.wait("a formed view", lambda s: s["view"] and s["formed"] == s["view"]["number"])
         unhurt = {row["id"] for row in members(status)} - self.hit - self.sent
-        for row in self._pick(act, [row for row in rows if unhurt - {row["id"]}]):
-            self.hit.add(row["id"])
+        rows = [row for row in candidates(status) if unhurt - {row["id"]}]
+        if rows:
+            row = rows[act.who % len(rows)]
+            (self.hit if noted is None else noted).add(row["id"])
             do(row)
 
-    def _joiners(self, status: dict[str, Any]) -> list[dict[str, Any]]:
+    def _joiners(self, status: Status) -> list[Row]:
         """Who is on the way into the view, waited for a little; if nobody is, nobody is hit."""
         deadline = time.monotonic() + JOINER_S
         while time.monotonic() < deadline:
@@ -147,15 +144,11 @@ class Chaos:
                 return found
         return []
 
-    def _pick(self, act: Act, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One row or none."""
-        return [rows[act.who % len(rows)]] if rows else []
-
-    def _kill(self, row: dict[str, Any]) -> None:
+    def _kill(self, row: Row) -> None:
         self.kills += 1
         self.job.kill(row["pid"])
 
-    def _freeze(self, row: dict[str, Any], for_s: float) -> None:
+    def _freeze(self, row: Row, for_s: float) -> None:
         self.kills += 1  # its agent may have to
         self.job.kill(row["pid"], signal.SIGSTOP)
         time.sleep(for_s)
@@ -170,7 +163,7 @@ class Chaos:
                 raise
 
 
-def _beyond(number: int, rows: Iterable[dict[str, Any]]) -> list[str]:
+def _beyond(number: int, rows: Iterable[Row]) -> list[str]:
     """Lives whose place is not among the lowest `number` ones, and those that may follow them unseen."""
     found = []
     for row in rows:
