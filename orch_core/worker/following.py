@@ -102,6 +102,12 @@ class Following:
             self._let_go([link for link in self._stage.links if link.alive and link.worker not in workers])
             self._changed.notify_all()
 
+    @property
+    def fed_by(self) -> frozenset[WorkerId]:
+        """Who has fed this worker to the last."""
+        with self._changed:
+            return frozenset(link.worker for link in self._stage.links)
+
     # ---------------------------------------------------------------- the thread
 
     def _run(self) -> None:

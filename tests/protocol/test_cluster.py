@@ -177,6 +177,14 @@ def test_restarts_are_counted_unless_evicted():
     assert job.document.restarts == 0
 
 
+def test_a_life_that_gave_way_is_no_counted_restart_although_its_agent_forgets_it():
+    job = running(A).says(B, Phase.FOLLOWING).dies(B, code=75).decides()
+    assert job.places()[B] is LifeState.GONE
+    del job.processes[B]  # written down, so it is reported no more
+    job.ready(B2).decides()
+    assert (job.places()[B2], job.document.restarts) == (LifeState.READY, 0)
+
+
 def test_a_silent_member_is_evicted_after_a_while():
     job = running(A, B)
     job.reports(B, ProcessState.STOPPED).decides()
