@@ -17,7 +17,7 @@ from orch_core.contracts.document import Document
 from orch_core.coordinator import lead
 from orch_core.protocol import cluster, deal, evidence, lives, member, orders, views
 from orch_core.testing.simulator.agent import Agent
-from orch_core.testing.simulator.follow import Feeds
+from orch_core.testing.simulator.follow import Feeds, Following
 from orch_core.testing.simulator.script import Script
 from orch_core.testing.simulator.worker import Worker
 
@@ -333,6 +333,11 @@ _ALL = (
         "capture-for-some",
         "a state is captured when the wish has reached every member",
         (Script, "_barrier", "asked & part.asked", "asked | part.asked"),
+    ),
+    _mutant(
+        "newcomers-not-asked",
+        "who becomes a member before a state is captured hears the wish, too",
+        (Following, "_is_unheard_of", "return waits and", "return False and"),
     ),
     _mutant(
         "missing-results-not-sent-again",

@@ -686,6 +686,23 @@ def one_that_feeds_a_follower_dies(seed: int, trace: Callable[[str], None] | Non
     return play.simulation
 
 
+@scenario
+def a_member_comes_between_a_wish_and_its_capture(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """One joiner asks those of a view; another is taken in before they have captured a state: all must be asked."""
+    play = Play(seed, trace, workers=2, max_workers=4, steps=40, follow=True, pass_s=0.2, commit_s=0.2)
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 2, play.scale(4), _cut_off(play, "w3", "w1"))
+    play.when(lambda: _has_state(play, "w2.1") and play.worker("w2.1").following.level, _mended(play, "w3", "w1"))
+
+    def asked_too_few() -> bool:
+        following = _following(play, "w3.1")
+        waits = following is not None and following.had is None and not following.here
+        return waits and following is not None and "w2.1" in play.view() and set(following.links) == {"w0.1", "w1.1"}
+
+    play.when(asked_too_few, play.met("reached"))
+    play.expect("both are taken in", lambda: set(play.view()) == {"w0.1", "w1.1", "w2.1", "w3.1"})
+    return play.simulation
+
+
 def _cut_off(play: Play, source: str, target: str) -> Callable[[], None]:
     return lambda: play.nemesis.cut((source, target))
 
