@@ -10,6 +10,7 @@ DISTS   := . $(PLUGINS)
 PIP     := $(PY) -m pip --disable-pip-version-check --no-input
 HAS_PIP := $(PY) -m pip --version >/dev/null 2>&1
 
+EXAMPLE ?= digits
 WORKERS ?= 3
 SEEDS   ?= 10000
 ARGS    ?=
@@ -23,8 +24,8 @@ help: ## Show this list
 
 venv: $(STAMP) ## Make .venv with everything installed (every other verb does this by itself)
 
-run: $(STAMP) ## Train the example on WORKERS=3 workers of this host
-	$(BIN)/orch run --workers $(WORKERS) --seed 7 --summary summary.json examples/digits/train.py $(ARGS)
+run: $(STAMP) ## Train EXAMPLE=digits (or bytegpt) on WORKERS=3 workers of this host
+	$(BIN)/orch run --workers $(WORKERS) --seed 7 --summary summary.json examples/$(EXAMPLE)/train.py $(ARGS)
 
 test: $(STAMP) ## Run every test (ARGS="-k name" for some)
 	$(PY) -m pytest $(ARGS)
@@ -34,6 +35,7 @@ check: $(STAMP) ## Lint, format, types, import rules, dependencies, generated co
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@for example in examples/*; do $(BIN)/mypy $$example || exit 1; done
 	$(BIN)/lint-imports --no-logo --no-cache
 	@for dist in $(DISTS); do \
 		name=$$(sed -n '/^\[project\]/,/^$$/s/^name = "\(.*\)"/\1/p' $$dist/pyproject.toml | tr - _); \

@@ -22,6 +22,7 @@ class Snapshot:
     leader: str | None  # a coordinator's id
     processes: tuple[Process, ...]
     stopping: bool
+    importing: bool = False  # workers wait for the process that they are forked from
 
 
 class Audience(Protocol):

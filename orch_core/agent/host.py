@@ -429,6 +429,7 @@ class Host:
             leader=self._leaders.get(address) if address is not None else None,
             processes=self._processes,
             stopping=bool(self._signals),
+            importing=self._nursery is not None and self._nursery.is_warming(time.monotonic()),
         )
 
     # ---------------------------------------------------------------------------------------------- hooks

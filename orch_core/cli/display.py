@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum, auto
 from pathlib import Path
 from typing import TextIO
 
@@ -148,9 +149,9 @@ class Display:
 
     def _draw(self, snapshot: Snapshot) -> None:
         now = time.monotonic()
-        text = self._story.line(snapshot, now)
+        text = self._story.line(snapshot, now, self.width - 1 if self._own.is_terminal else None)
         if self._own.is_terminal:
-            self._own.write(f"\r\x1b[2K\x1b[2m{text[: self.width - 1]}\x1b[0m")
+            self._own.write(f"\r\x1b[2K\x1b[2m{text}\x1b[0m")
             self._live = True
         elif now >= self._plain_at:
             self._plain_at = now + PLAIN_S
@@ -162,6 +163,21 @@ class Display:
         if self._live:
             self._own.write("\r\x1b[2K")
             self._live = False
+
+
+class Weight(IntEnum):
+    """What goes first where the live line is too narrow: the highest."""
+
+    STEP = auto()
+    MEAN = auto()
+    WAIT = auto()
+    SPEED = auto()
+    WORKERS = auto()
+    VIEW = auto()
+    LEADER = auto()
+
+
+Part = tuple[Weight, str]
 
 
 class Story:
@@ -186,12 +202,13 @@ class Story:
         self._recoveries = max(self._recoveries, len(document.recoveries))
         return told
 
-    def line(self, snapshot: Snapshot, now: float) -> str:
-        """One line, without control characters, in ASCII as far as it is ours."""
-        parts = [*_numbers(snapshot, self._still_s(snapshot, now)), *self._waits(snapshot, now)]
+    def line(self, snapshot: Snapshot, now: float, width: int | None = None) -> str:
+        """One line, without control characters, in ASCII as far as it is ours. `width`: characters; None: any."""
+        parts = _numbers(snapshot, self._still_s(snapshot, now))
+        parts += [(Weight.WAIT, wait) for wait in self._waits(snapshot, now)]
         if snapshot.stopping or (snapshot.document is not None and snapshot.document.stop):
-            parts.insert(0, "ending")
-        return "  ".join(parts) or "starting"
+            parts.insert(0, (Weight.STEP, "ending"))
+        return _fitting(parts or [(Weight.STEP, "starting")], width)
 
     def _still_s(self, snapshot: Snapshot, now: float) -> float:
         """For how long no step has been done."""
@@ -218,27 +235,43 @@ class Story:
         return [*stopped, *waits]
 
 
-def _numbers(snapshot: Snapshot, still_s: float) -> list[str]:
+def _numbers(snapshot: Snapshot, still_s: float) -> list[Part]:
     document, progress = snapshot.document, snapshot.progress
-    parts = []
+    parts: list[Part] = []
     if progress is not None and (progress.step or progress.training):
         total = f"/{progress.training.steps}" if progress.training else ""
-        parts.append(f"step {progress.step}{total}")
-        parts += means_text(progress.means)
+        parts.append((Weight.STEP, f"step {progress.step}{total}"))
+        parts += [(Weight.MEAN, text) for text in means_text(progress.means)]
         if still_s >= STILL_S:
-            parts.append(f"no step for {still_s:.0f} s")
+            parts.append((Weight.WAIT, f"no step for {still_s:.0f} s"))
         elif progress.samples_per_s:
-            parts.append(f"{progress.samples_per_s:,.0f} samples/s")
+            parts.append((Weight.SPEED, f"{progress.samples_per_s:,.0f} samples/s"))
     if document is not None and document.view is not None:
-        parts.append(_count(len(document.view.members), "worker"))
-        parts.append(f"view {document.view.number}")
+        parts.append((Weight.WORKERS, _count(len(document.view.members), "worker")))
+        parts.append((Weight.VIEW, f"view {document.view.number}"))
+    elif snapshot.importing:
+        parts.append((Weight.WAIT, "workers wait for the import of torch"))
     if document is not None and document.status is JobStatus.WAITING:
-        parts.append(f"waiting for {_count(document.job.min_workers, 'worker')}")
+        parts.append((Weight.WAIT, f"waiting for {_count(document.job.min_workers, 'worker')}"))
     if snapshot.leader:
-        parts.append(f"leader {snapshot.leader}")
+        parts.append((Weight.LEADER, f"leader {snapshot.leader}"))
     elif document is not None:
-        parts.append("no leader")
+        parts.append((Weight.WAIT, "no leader"))
     return parts
+
+
+def _fitting(parts: Sequence[Part], width: int | None) -> str:
+    """As many parts as there is room for, in their order."""
+    kept = list(parts)
+    while width is not None and len(kept) > 1 and len(_joined(kept)) > width:
+        heaviest = max(weight for weight, _ in kept)
+        last = max(i for i, (weight, _) in enumerate(kept) if weight == heaviest)
+        del kept[last]
+    return _joined(kept)[:width]
+
+
+def _joined(parts: Iterable[Part]) -> str:
+    return "  ".join(text for _, text in parts)
 
 
 def means_text(means: Mapping[str, float | None]) -> list[str]:

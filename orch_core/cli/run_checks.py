@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -62,9 +63,7 @@ def script_to_run(script: str | None, *, module: bool) -> str:
     if not script:
         refuse("name a module behind -m" if module else "name the script to run: orch run [OPTIONS] SCRIPT [ARGS]")
     if module:
-        top = script.partition(".")[0]
-        if PathFinder.find_spec(top, ["", *sys.path]) is None:
-            refuse(f"there is no module {top!r} here (-m {script})")
+        _module_to_run(script)
         return script
     path = Path(script)
     try:
@@ -78,6 +77,41 @@ def script_to_run(script: str | None, *, module: bool) -> str:
     if not os.access(path, os.R_OK):
         refuse(f"the script {script!r} cannot be read: permission denied")
     return script
+
+
+def _module_to_run(module: str) -> None:
+    """Looks for each part of its name in the one before. A package that changes its own path, or that an import hook
+    finds, may have more than that: it gets the benefit of the doubt."""
+    path: list[str] | None = ["", *sys.path]
+    name = ""
+    for part in module.split("."):
+        if path is None:
+            refuse(f"{name!r} is a module and no package, so there is no {module!r} in it")
+        name = f"{name}.{part}" if name else part
+        try:
+            spec = PathFinder.find_spec(name, path)
+        except KeyError:  # a folder without __init__.py in one that is not imported
+            is_package = True
+        else:
+            if spec is None and name == part and find_spec(part) is not None:
+                return
+            if spec is None:
+                refuse(f"there is no module {name!r} here (-m {module})")
+            if _changes_its_path(spec.origin):
+                return
+            is_package = spec.submodule_search_locations is not None
+        path = [str(Path(folder, part)) for folder in path] if is_package else None
+    if path is not None and PathFinder.find_spec(f"{module}.__main__", path) is None:
+        refuse(f"{module!r} is a package without a __main__.py; name a module in it")
+
+
+def _changes_its_path(origin: str | None) -> bool:
+    if origin is None or not origin.endswith("__init__.py"):
+        return False
+    try:
+        return b"__path__" in Path(origin).read_bytes()
+    except OSError:
+        return True
 
 
 def summary_file(path: Path | None, option: str) -> Path | None:

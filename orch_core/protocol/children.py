@@ -287,8 +287,10 @@ def how_it_ended(exit_code: int | None) -> str:
 
 
 def _due(lives: Sequence[Process]) -> float:
-    """When the next life may start: at once after one short life, later and later after several in a row."""
+    """When the next life may start: at once after one short life, later and later after several in a row. Who was sent
+    away is no sign that lives of this place cannot last."""
     in_a_row = 0
+    lives = [p for p in lives if not p.left and p.asked_at is None]
     for process in reversed(lives):
         if process.exited_at is None or process.exited_at - process.started_at >= FAST_S:
             break

@@ -15,6 +15,7 @@ from orch_core.protocol.member import EVICTED
 
 POISON_DEATHS = 3
 DEATHS_KEPT = 32
+GAVE_WAY = "evicted"  # how `Place.why` begins if the next life is no counted restart
 REACHED_EVERY_S = 1.0  # progress is committed this often: what a new leader may miss of `lost_steps`
 
 
@@ -62,7 +63,7 @@ def _lives(document: Document, observed: Observed) -> Document:
 def _uncounted(place: Place, observed: Observed) -> bool:
     found = observed.report(place.worker)
     code = found[0].exit_code if found else None
-    return code in (0, EVICTED) or place.why == HAS_LEFT or place.why.startswith("evicted")
+    return code in (0, EVICTED) or place.why == HAS_LEFT or place.why.startswith(GAVE_WAY)
 
 
 def _relevant(document: Document) -> set[WorkerId]:
@@ -159,10 +160,13 @@ def _place(
         return place
     if place.worker in document.dead:
         away = was_sent_away(place.worker, document)
-        return replace(place, state=LifeState.GONE, why=HAS_LEFT if away else death_of(place.worker, observed))
+        why = HAS_LEFT if away else death_of(place.worker, observed)
+        if found is not None and found[0].exit_code == EVICTED:
+            why = f"{GAVE_WAY}: {why}"  # its agent says so only until it has read this
+        return replace(place, state=LifeState.GONE, why=why)
     if place.state in (LifeState.MEMBER, LifeState.LEAVING) and place.worker not in members:
         if not (place.state is LifeState.LEAVING or (status is not None and status.leaving)):
-            return replace(place, state=LifeState.GONE, why="evicted from the view")
+            return replace(place, state=LifeState.GONE, why=f"{GAVE_WAY} from the view")
         if document.view is not None and document.formed != document.view.number:
             return replace(place, state=LifeState.LEAVING)  # until it is sure that the others have the state
         return replace(place, state=LifeState.GONE, why=HAS_LEFT)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from orch_core.contracts.document import VIEWS_KEPT, Cause, Document, LifeState, View, ViewMember
-from orch_core.contracts.ids import BEFORE_FIRST_STEP, Step, ViewNumber, WorkerId, worker_order
+from orch_core.contracts.ids import BEFORE_FIRST_STEP, Step, ViewNumber, WorkerId, place_and_life, worker_order
 from orch_core.contracts.job import JobStatus
 from orch_core.contracts.status import Phase, WorkerStatus
 from orch_core.protocol.evidence import (
@@ -127,6 +127,12 @@ def _start(
     return _install(document, members, cause, reason, observed, wall, fresh=True), None
 
 
+def _has_successor(worker: WorkerId, document: Document) -> bool:
+    """Whether a new life of its place follows. If all who hold the state leave, one waits for a new life that takes it
+    over; and a place has one life at a time, so that must not be the one for whose next life it would wait."""
+    return place_and_life(worker)[0] in document.seats
+
+
 def _removals(document: Document, view: View, observed: Observed, now: float) -> _Change:
     """Who must leave the present view, and why: the keep rule at the top of this file."""
     out: dict[WorkerId, str] = {w: death_of(w, observed) for w in view.workers if w in document.dead}
@@ -159,9 +165,11 @@ def _removals(document: Document, view: View, observed: Observed, now: float) ->
         out[loser] = reason
         keepers.discard(loser)
         cause = cause or Cause.UNREACHABLE
+    replaced = {w for w in keepers if leaves(w, document, observed) and _has_successor(w, document)}
     for worker in () if restart or anew else living:
         status = observed.status(worker)
-        if worker not in out and status is not None and status.leaving and keepers - {worker}:
+        others = keepers - {worker} - (set() if worker in replaced else replaced)
+        if worker not in out and status is not None and status.leaving and others:
             out[worker] = f"{worker} leaves"
             keepers.discard(worker)
             cause = cause or Cause.LEAVE

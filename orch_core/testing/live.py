@@ -29,6 +29,10 @@ class Hung(AssertionError):
     """Something did not happen in time. The text says what, and ends with the job's output."""
 
 
+class Refused(AssertionError):
+    """A command of orch that did not end with 0. The text holds what it said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """What an ``orch run`` left."""
@@ -146,6 +150,18 @@ class LiveJob:
         """Until the present view goes on without `worker`."""
         return self.wait(f"a view without {worker}", lambda s: worker not in {w["id"] for w in members(s)}, timeout_s)
 
+    def wait_settled(self, count: int, timeout_s: float = HANG_S) -> set[str]:
+        """Until `count` members train in a formed view and no process of another worker is left; who they are."""
+
+        def is_settled(status: dict[str, Any]) -> bool:
+            living = [w for w in status["workers"] if w["state"] != "gone"]
+            return len(members(status)) == len(living) == count and status["formed"] == status["view"]["number"]
+
+        status = self.wait(f"{count} workers", is_settled, timeout_s)
+        staying = {w["pid"] for w in members(status)}
+        self.wait("the others' end", lambda _: set(self.workers()) == staying, timeout_s)
+        return {str(w["id"]) for w in members(status)}
+
     def wait_leader(self, other_than: int | None = None, timeout_s: float = HANG_S) -> int:
         """Until a coordinator leads, another one than the process `other_than`; its pid."""
         status = self.wait("a leader", lambda s: (leader(s) or {"pid": other_than})["pid"] != other_than, timeout_s)
@@ -158,14 +174,18 @@ class LiveJob:
         needle = f"{MARKER}={self.marker}".encode()
         return [pid for pid in _pids() if pid != os.getpid() and needle in _environment(pid) and not _zombie(pid)]
 
+    def workers(self) -> list[int]:
+        """Every living worker's process, whether anybody knows of it or not."""
+        return [pid for pid in self.processes() if "orch_core.worker.main" in _command(pid)]
+
     # acting
 
     def orch(self, *argv: str) -> str:
-        """`orch VERB ... --job` of this job: what it prints. Raises AssertionError if it fails."""
+        """`orch VERB ... --job` of this job: what it prints. Raises Refused if it fails."""
         command = [sys.executable, "-m", "orch_core.cli.main", *argv, "--job", self.name]
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
-            raise AssertionError(f"orch {' '.join(argv)} ended with {done.returncode}: {done.stderr}")
+            raise Refused(f"orch {' '.join(argv)} ended with {done.returncode}: {done.stderr}")
         return done.stdout
 
     def kill(self, pid: int, sig: int = signal.SIGKILL) -> None:

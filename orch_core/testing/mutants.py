@@ -17,7 +17,7 @@ from orch_core.contracts.document import Document
 from orch_core.coordinator import lead
 from orch_core.protocol import cluster, deal, evidence, lives, member, orders, views
 from orch_core.testing.simulator.agent import Agent
-from orch_core.testing.simulator.follow import Feeds
+from orch_core.testing.simulator.follow import Feeds, Following
 from orch_core.testing.simulator.script import Script
 from orch_core.testing.simulator.worker import Worker
 
@@ -335,6 +335,11 @@ _ALL = (
         (Script, "_barrier", "asked & part.asked", "asked | part.asked"),
     ),
     _mutant(
+        "newcomers-not-asked",
+        "who becomes a member before a state is captured hears the wish, too",
+        (Following, "_is_unheard_of", "return waits and", "return False and"),
+    ),
+    _mutant(
         "missing-results-not-sent-again",
         "who is left sends what the dead one has not",
         (Feeds, "wish", "r.step > wish.step", "r.step > wish.step + 1"),
@@ -398,7 +403,12 @@ _ALL = (
     _mutant(
         "last-holder-leaves",
         "the last member with the state cannot leave",
-        (views, "_removals", "status.leaving and keepers - {worker}", "status.leaving"),
+        (views, "_removals", "status.leaving and others", "status.leaving"),
+    ),
+    _mutant(
+        "leavers-by-age",
+        "if all leave, the one goes first whose next life the others wait for",
+        (views, "_has_successor", "in document.seats", "is None"),
     ),
     _mutant(
         "leaver-gone-at-once",

@@ -99,8 +99,24 @@ class Following:
     def seen(self, workers: Collection[WorkerId]) -> None:
         """The newest view: who is not in it feeds nobody, though its connection may still stand."""
         with self._changed:
-            self._let_go([link for link in self._stage.links if link.alive and link.worker not in workers])
+            links = [link for link in self._stage.links if link.alive]
+            good = self._has_asked_all(workers)
+            self._let_go([link for link in links if not good or link.worker not in workers])
             self._changed.notify_all()
+
+    def _has_asked_all(self, workers: Collection[WorkerId]) -> bool:
+        """Members capture a state when all of them have heard the wish: while none is on its way here, who has just
+        become a member must hear it, too."""
+        stage = self._stage
+        if stage.had is not None or stage.state is not None:
+            return True
+        return {*workers} - {self._me} <= {link.worker for link in stage.links}
+
+    @property
+    def fed_by(self) -> frozenset[WorkerId]:
+        """Who has fed this worker to the last."""
+        with self._changed:
+            return frozenset(link.worker for link in self._stage.links)
 
     # ---------------------------------------------------------------- the thread
 
@@ -127,9 +143,10 @@ class Following:
         links = [link for member in members if (link := self._dial(member)) is not None]
         with self._changed:
             self._stage = _Stage(number, links)
-        if len(links) < len(members):
-            self._let_go(links)
-            raise _Gone(f"{len(members) - len(links)} of {len(members)} members cannot be reached")
+        if not self._has_asked_all([member.worker for member in self._members()]):  # of the newest view by now
+            for link in links:
+                link.sock.close()
+            raise _Gone(f"only {len(links)} of {len(members)} members are asked")
         for index, link in enumerate(links):
             self._say(link, Wish("state", number, None, index, len(links)))
         for link in links:

@@ -58,7 +58,8 @@ from orch_core.worker.setting import Setting
 HEARTBEAT_S = 0.5
 LOOK_S = 0.05  # how soon progress of the script is seen and told
 JOINERS_NICE = 15  # starting up takes a little longer, and members that share its cores hardly notice
-FORSAKEN_S = 60.0  # a follower without anybody to follow: its state may be the last one, and a view may want it
+FORSAKEN_S = 60.0  # a follower without anybody to follow: its state may be the last one, and a view may want it,
+#                    unless a formed view goes on without all that it has followed
 OWN_HANDLER_S = 1.0  # for a SIGTERM handler of the script's own
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class Keeper:
         self._group: tuple[Plan, Group | None] | None = None
         self._following: Following | None = None
         self._view: View | None = None  # the newest one that a document has shown
+        self._formed: ViewNumber | None = None  # and the newest formed one
         self._fed: Step | None = None  # what the machine knows of what was fed
         self._lost_at: float | None = None
         self._level = False
@@ -242,8 +244,14 @@ class Keeper:
             self._handle(Fed(position.applied))
         if self._following.lost and member.view is None and self._lost_at is None:
             self._lost_at = time.monotonic()
-        if self._lost_at is not None and member.view is None and time.monotonic() - self._lost_at > FORSAKEN_S:
+        if self._lost_at is not None and member.view is None and self._is_forsaken(self._following, self._lost_at):
             self._exit(EVICTED, "those that it followed are gone")
+
+    def _is_forsaken(self, following: Following, lost_at: float) -> bool:
+        """It cannot begin anew: its script is behind a step that the others' states have passed."""
+        view = self._view
+        goes_on = view is not None and view.number == self._formed and following.fed_by.isdisjoint(view.workers)
+        return goes_on or time.monotonic() - lost_at > FORSAKEN_S
 
     def _members_to_follow(self) -> Sequence[ViewMember]:
         view = self._view
@@ -361,6 +369,7 @@ class Keeper:
                 self._following.seen(document.view.workers)
             self._see(document.view, ViewSeen(document.view))
         if document.formed is not None:
+            self._formed = document.formed
             self._handle(FormedSeen(document.formed))
         if place is not None and place.state is LifeState.GONE:
             self._exit(0 if self._member.leaving else EVICTED, f"{me} is out of the job: {place.why}")

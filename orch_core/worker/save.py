@@ -75,11 +75,19 @@ def _write(target: Path, obj: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):  # torch wraps what the file has raised, and names no file
+            raise ConfigurationError(f"run.save({str(target)!r}) could not write the file: {_why(error)}") from error
         raise
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _why(error: BaseException) -> str:
+    while error.__context__ is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -53,7 +53,9 @@ def test_an_order_reaches_the_leader_and_names_a_life(sent, orch, argv, command)
     assert sent == [command]
 
 
-@pytest.mark.parametrize("argv", [["scale", "many"], ["scale"], ["drain"], ["evict", "w1"], ["evict", "--dead"]])
+@pytest.mark.parametrize(
+    "argv", [["scale", "many"], ["scale", "-1"], ["scale"], ["drain"], ["evict", "w1"], ["evict", "--dead"]]
+)
 def test_what_makes_no_sense_is_refused_before_anybody_is_asked(sent, orch, argv):
     code, out, err = orch(*argv)
     assert (code, out) == (2, "")

@@ -197,6 +197,28 @@ def test_the_line_says_what_it_waits_for_and_how_long():
     )
 
 
+def test_where_the_line_is_too_narrow_the_metrics_go_last():
+    whole = "step 12/20  loss 0.3457  odd not finite  1,234 samples/s  2 workers  view 1  leader c1"
+    lines = [Story().line(snapshot(), 0.0, width) for width in range(len(whole), 0, -1)]
+    assert lines[0] == whole
+    assert "leader" not in lines[1] and "view 1" in lines[1]
+    shorter = {
+        "step 12/20  loss 0.3457  odd not finite  1,234 samples/s  2 workers",
+        "step 12/20  loss 0.3457  odd not finite  1,234 samples/s",
+        "step 12/20  loss 0.3457  odd not finite",
+        "step 12/20  loss 0.3457",
+        "step 12/20",
+    }
+    assert shorter <= set(lines)
+    assert all(len(line) <= width for line, width in zip(lines, range(len(whole), 0, -1), strict=True))
+
+
+def test_before_the_first_view_the_line_says_that_torch_is_imported():
+    begun = snapshot(document=None, progress=None, processes=(), importing=True)
+    assert Story().line(begun, 0.0) == "workers wait for the import of torch  leader c1"
+    assert "import" not in Story().line(snapshot(importing=True), 0.0)
+
+
 def test_a_job_that_stands_still_has_no_speed_and_says_who_hangs_where():
     story = Story()
     hangs = WorkerProgress("w0.1", 10, "h", "member", (0, 1), 12, "in shard 0 of step 12")

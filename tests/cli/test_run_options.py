@@ -160,7 +160,33 @@ def test_a_module_ends_the_options_as_a_script_does(argv: list[str]) -> None:
 def test_a_module_beside_the_caller_is_found_and_not_imported(tmp_path: Path) -> None:
     (tmp_path / "pack_here").mkdir()
     (tmp_path / "pack_here" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "pack_here" / "train.py").touch()
     assert parse_run(["-m", "pack_here.train"]).script == "pack_here.train"
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        ("nosuch_pack.train", "there is no module 'nosuch_pack' here (-m nosuch_pack.train)"),
+        ("json.nosuch", "there is no module 'json.nosuch' here (-m json.nosuch)"),
+        ("outer.inner.nosuch", "there is no module 'outer.inner.nosuch' here (-m outer.inner.nosuch)"),
+        ("json.tool.x", "'json.tool' is a module and no package, so there is no 'json.tool.x' in it"),
+        ("json", "'json' is a package without a __main__.py; name a module in it"),
+    ],
+)
+def test_a_module_that_is_not_there_is_refused_before_anything_starts(
+    tmp_path: Path, module: str, sentence: str
+) -> None:
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "outer" / "inner" / "train.py").touch()
+    assert parse_run(["-m", "outer.inner.train"]).script == "outer.inner.train"  # without any __init__.py
+    assert refused("-m", module) == sentence
+
+
+def test_a_package_that_changes_its_own_path_may_have_any_module(tmp_path: Path) -> None:
+    (tmp_path / "spread").mkdir()
+    (tmp_path / "spread" / "__init__.py").write_text("__path__ = __import__('pkgutil').extend_path(__path__, __name__)")
+    assert parse_run(["-m", "spread.train"]).script == "spread.train"
 
 
 def test_a_value_that_looks_like_a_script_is_a_value(tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_fast_deaths_in_a_row_wait_longer_and_longer_but_not_for_ever():
     assert max(waits) <= children.LONGEST_DELAY_S + 1e-9
 
 
+def test_short_lives_that_were_sent_away_make_nobody_wait():
+    spec = replace(SPEC, max_restarts=0)
+    left = [dead(f"w0.{life}", 0, at=life + 0.9, started_at=float(life), left=True) for life in range(1, 6)]
+    asked = [
+        dead(f"w0.{life}", -15, at=life + 0.9, started_at=float(life), asked_at=life + 0.5) for life in range(6, 9)
+    ]
+    assert plan(DOCUMENT, spec, (*left, *asked, OTHER), 8.9).actions == (Start("w0.9"),)
+
+
 def test_one_restart_too_many_is_a_failure_that_names_worker_and_code():
     lives = [dead(f"w0.{life}", 17, at=life * 10.0, started_at=life * 10.0 - 9) for life in (1, 2, 3)]
     assert plan(DOCUMENT, SPEC, (*lives[:2], OTHER), 21.0).actions == (Start("w0.3"),)

@@ -177,6 +177,14 @@ def test_restarts_are_counted_unless_evicted():
     assert job.document.restarts == 0
 
 
+def test_a_life_that_gave_way_is_no_counted_restart_although_its_agent_forgets_it():
+    job = running(A).says(B, Phase.FOLLOWING).dies(B, code=75).decides()
+    assert job.places()[B] is LifeState.GONE
+    del job.processes[B]  # written down, so it is reported no more
+    job.ready(B2).decides()
+    assert (job.places()[B2], job.document.restarts) == (LifeState.READY, 0)
+
+
 def test_a_silent_member_is_evicted_after_a_while():
     job = running(A, B)
     job.reports(B, ProcessState.STOPPED).decides()
@@ -379,6 +387,20 @@ def test_who_has_not_spoken_in_a_view_with_one_that_came_back_is_not_sent_away()
     job.says(C, applied=Step(9), view=job.view.number).agent().decides(after=0.1)
     assert job.dies(A, code=0).decides().members == (C,)
     assert not job.view.fresh
+
+
+def test_if_all_leave_the_one_goes_first_whose_next_life_the_others_wait_for():
+    job = running(A, B)
+    job.document = command(job.document, "drain", {"worker": A, "replace": "yes"}, 0.0)
+    job.document = command(job.document, "scale", {"workers": "1"}, 0.0)
+    job.says(B, applied=Step(3), view=ViewNumber(1), leaving=True).decides()
+    assert job.members == (A, B)
+    job.says(A, applied=Step(3), view=ViewNumber(1), leaving=True).decides()
+    assert job.members == (B,)
+    job.goes_on(B, leaving=True).dies(A, code=0).ready(A2).decides()
+    assert job.members == (B, A2)
+    job.goes_on(A2, B, leaving=False).goes_on(B, leaving=True)
+    assert job.members == (A2,)
 
 
 def test_a_leaving_member_takes_no_seat_from_who_waits():

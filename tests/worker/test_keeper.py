@@ -3,18 +3,21 @@
 import asyncio
 import contextlib
 import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from orch_core.contracts.document import Cause, Finished, Training
-from orch_core.contracts.ids import Step, WorkerId
+from orch_core.contracts.document import Cause, Finished, Training, View, ViewMember
+from orch_core.contracts.ids import JobName, Step, ViewNumber, WorkerId
+from orch_core.contracts.job import JobSpec
 from orch_core.dataplane.group import Blob
 from orch_core.dataplane.tcp import Kind
 from orch_core.protocol.member import EVICTED
 from orch_core.testing.control import ControlPlane, until
 from orch_core.worker.handover import Announcement, Handover, Offer
-from orch_core.worker.keeper import Keeper, RecoveryClock, steps_per_s
+from orch_core.worker.keeper import FORSAKEN_S, Keeper, RecoveryClock, steps_per_s
 from orch_core.worker.setting import Setting
 
 HANG_S = 60.0
@@ -95,6 +98,23 @@ def test_three_workers_open_the_first_view_and_their_links_carry_blobs():
                 assert got == {peer: f"from {peer} to {me}" for peer in range(3) if peer != me}
 
     asyncio.run(scenario())
+
+
+def test_a_follower_whom_nobody_feeds_any_more_gives_way_once_a_view_is_formed_without_those():
+    setting = Setting(JobSpec(JobName("job")), WorkerId("w2.1"))
+    late = Keeper(setting, Handover(2), lambda code, reason: None)
+    fed = SimpleNamespace(fed_by=frozenset({WorkerId("w1.1")}))
+
+    def forsaken(formed, number, *members, lost_s=0.0):
+        people = tuple(ViewMember(WorkerId(w), "") for w in members)
+        late._formed = ViewNumber(formed)
+        late._view = View(ViewNumber(number), people, Cause.DEATH, "", Step(5), 0.0)
+        return late._is_forsaken(fed, time.monotonic() - lost_s)
+
+    assert forsaken(2, 2, "w0.1")
+    assert not forsaken(1, 2, "w0.1")  # w1.1 may have had the last state, and this one would be the next best
+    assert not forsaken(1, 1, "w0.1", "w1.1")
+    assert forsaken(1, 2, "w0.1", lost_s=FORSAKEN_S + 1)
 
 
 def test_a_member_that_falls_away_is_out_of_a_later_view_and_the_others_go_on():

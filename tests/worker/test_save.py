@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import signal
@@ -58,4 +59,33 @@ def test_a_folder_that_is_not_there_is_said(tmp_path):
 def test_what_cannot_be_saved_leaves_nothing(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         Saver(None).save(tmp_path / "m.pt", lambda: None, 0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_a_sentence_that_names_the_file(tmp_path, monkeypatch):
+    real = open
+
+    class Full:
+        """A file on a disk with room for a hundred bytes."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, data):
+            if self.file.tell() > 100:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.file.write(data)
+
+    monkeypatch.setattr(save, "open", lambda *args: Full(real(*args)), raising=False)
+    with pytest.raises(ConfigurationError, match=r"m\.pt'\) could not write the file: No space left on device$"):
+        Saver(None).save(tmp_path / "m.pt", {"x": torch.zeros(10_000)}, 1)
     assert os.listdir(tmp_path) == []

@@ -5,6 +5,7 @@ state; results follow. Each message comes from every member that was asked, and 
 """
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -130,8 +131,13 @@ class Following:
             if self.worker.member.view is None and self.worker.id not in view.workers:
                 self.begun = True
                 self._attempt()
-        elif gone:
+        elif gone or self._is_unheard_of(view.workers):
             self._go_on_without()
+
+    def _is_unheard_of(self, workers: Collection[WorkerId]) -> bool:
+        """Somebody has become a member meanwhile, to whom no wish has gone: then none of them captures a state."""
+        waits = self.had is None and not self.here and bool(self.links)
+        return waits and not {*workers} <= {*self.links, self.worker.id}
 
     def _attempt(self) -> None:
         document = self.worker.document

@@ -503,6 +503,23 @@ def the_last_holder_leaves_once_another_has_the_state(
 
 
 @scenario
+def who_is_replaced_goes_before_the_last_holder(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """One is drained and replaced, the others are too many, and they say first that they leave."""
+    play = Play(seed, trace, workers=3, steps=60)
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 1, play.kill("w0.1"))
+    play.when(
+        lambda: set(play.view()) == {"w1.1", "w2.1", "w0.2"} and play.applied("w0.2") >= 4,
+        play.stop("w0.2"),
+        lambda: play.nemesis.order("drain", worker="w0.2", replace="yes"),
+        lambda: play.nemesis.order("scale", workers="1"),
+        lambda: play.after(0.5, play.thaw("w0.2")),
+        play.met("reached"),
+    )
+    play.expect("the replacement is there at the end", lambda: play.view() == ("w0.3",))
+    return play.simulation
+
+
+@scenario
 def a_drained_place_stays_empty(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
     """Unless it is to be replaced."""
     play = Play(seed, trace, workers=3, steps=40)
@@ -666,6 +683,23 @@ def one_that_feeds_a_follower_dies(seed: int, trace: Callable[[str], None] | Non
     play.when(lambda: _has_state(play, "w3.1"), _cut_off(play, "w1", "w3"))
     play.when(lambda: _is_behind(play, "w3.1", "w0.1"), play.kill("w1.1"), play.met("reached"))
     _comes_with_its_state(play, "w3.1")
+    return play.simulation
+
+
+@scenario
+def a_member_comes_between_a_wish_and_its_capture(seed: int, trace: Callable[[str], None] | None = None) -> Simulation:
+    """One joiner asks those of a view; another is taken in before they have captured a state: all must be asked."""
+    play = Play(seed, trace, workers=2, max_workers=4, steps=40, follow=True, pass_s=0.2, commit_s=0.2)
+    play.when(lambda: play.living("w0.1") and play.applied("w0.1") == 2, play.scale(4), _cut_off(play, "w3", "w1"))
+    play.when(lambda: _has_state(play, "w2.1") and play.worker("w2.1").following.level, _mended(play, "w3", "w1"))
+
+    def asked_too_few() -> bool:
+        following = _following(play, "w3.1")
+        waits = following is not None and following.had is None and not following.here
+        return waits and following is not None and "w2.1" in play.view() and set(following.links) == {"w0.1", "w1.1"}
+
+    play.when(asked_too_few, play.met("reached"))
+    play.expect("both are taken in", lambda: set(play.view()) == {"w0.1", "w1.1", "w2.1", "w3.1"})
     return play.simulation
 
 
