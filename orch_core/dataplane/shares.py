@@ -30,6 +30,10 @@ class Share:
     index: int
     of: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.of:
+            raise MalformedMessage(f"there is no share {self.index} of {self.of}")
+
     def span(self, size: int) -> tuple[int, int]:
         """First byte and the one behind the last."""
         return size * self.index // self.of, size * (self.index + 1) // self.of

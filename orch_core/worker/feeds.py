@@ -255,8 +255,9 @@ class _Feed:
                 self._pump()
         except (OSError, EOFError) as error:
             logger.info("event=feed-ended follower=%s why=%r", self.follower, str(error))
-        self.close()
-        self.release()
+        finally:
+            self.close()
+            self.release()
 
     def _frame(self) -> tuple[Header, bytes, Sequence[memoryview]] | None:
         """The next share to send; None at the end."""

@@ -14,7 +14,6 @@ missing: the rest is asked for in new shares from whoever is left of those that 
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +21,7 @@ from orch_core import failpoints
 from orch_core.contracts import codec
 from orch_core.contracts.address import split
 from orch_core.contracts.document import ViewMember
-from orch_core.contracts.errors import MalformedMessage
+from orch_core.contracts.errors import ConfigurationError, MalformedMessage
 from orch_core.contracts.ids import Step, WorkerId
 from orch_core.dataplane.kept import Results
 from orch_core.dataplane.shares import Incoming, Share, checksum
@@ -130,7 +129,8 @@ class Following:
                 logger.info("event=follows-again worker=%s attempt=%d why=%r", self._me, number, str(error))
             if self._stage.had is not None:
                 break
-            time.sleep(AGAIN_S)
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped, AGAIN_S)
         if not self._stopped:
             self.lost = True
             self._wake()
@@ -143,21 +143,25 @@ class Following:
         links = [link for member in members if (link := self._dial(member)) is not None]
         with self._changed:
             self._stage = _Stage(number, links)
-        if not self._has_asked_all([member.worker for member in self._members()]):  # of the newest view by now
-            for link in links:
-                link.sock.close()
-            raise _Gone(f"only {len(links)} of {len(members)} members are asked")
-        for index, link in enumerate(links):
-            self._say(link, Wish("state", number, None, index, len(links)))
-        for link in links:
+        for link in links:  # each closes its socket when it ends
             threading.Thread(target=self._read, args=(link,), name=f"orch-fed-by-{link.worker}", daemon=True).start()
-        while True:
-            with self._changed:
-                while not self._stopped and all(link.alive for link in self._stage.links):
+        try:
+            if not self._has_asked_all([member.worker for member in self._members()]):  # of the newest view by now
+                raise _Gone(f"only {len(links)} of {len(members)} members are asked")
+            for index, link in enumerate(links):
+                self._say(link, Wish("state", number, None, index, len(links)))
+            self._keep_up()
+        finally:
+            self._let_go(links)
+
+    def _keep_up(self) -> None:
+        """Until :meth:`stop`, or until nobody feeds any more. Raises _Gone."""
+        with self._changed:
+            while not self._stopped:
+                if all(link.alive for link in self._stage.links):
                     self._changed.wait()
-                if self._stopped:
-                    return
-                self._go_on_without()
+                else:
+                    self._go_on_without()
 
     def _go_on_without(self) -> None:
         """One of those who feed has gone. Raises _Gone."""
@@ -166,7 +170,6 @@ class Following:
         if stage.had is None:
             self._stage = _Stage(0)  # what is still under way counts no more
         if stage.had is None or not left:
-            self._let_go(left)
             raise _Gone("who has sent a part of the state is gone")
         stage.number += 1
         stage.links = left
@@ -179,7 +182,8 @@ class Following:
     def _dial(self, member: ViewMember) -> _Link | None:
         try:
             sock = socket.create_connection(split(member.address), timeout=CONNECT_S)
-        except OSError:
+        except (OSError, ConfigurationError) as error:
+            logger.info("event=feed-undialled worker=%s at=%s why=%r", self._me, member.address, str(error))
             return None
         forks.watch(sock)
         configure(sock)
@@ -224,9 +228,6 @@ class Following:
         except (OSError, EOFError, MalformedMessage) as error:
             level = logging.WARNING if isinstance(error, MalformedMessage) else logging.INFO
             logger.log(level, "event=feed-lost worker=%s from=%s why=%r", self._me, link.worker, str(error))
-        except BaseException as error:
-            logger.exception("event=feed-failed worker=%s from=%s why=%r", self._me, link.worker, str(error))
-            raise
         finally:
             with self._changed:
                 link.alive = False
@@ -276,9 +277,9 @@ class Following:
             logger.info(
                 "event=follows worker=%s step=%d bytes=%d", self._me, stage.state.step, stage.state.incoming.size
             )
-            if not handover.take_state(stage.state.step, stage.state.incoming.blob):
-                self._stopped = True
-            stage.state = None
+            taken = handover.take_state(stage.state.step, stage.state.incoming.blob)
+            stage.state, self._stopped = None, self._stopped or not taken
+            self._changed.notify_all()
             self._wake()
         while stage.had is not None and not self._stopped:
             message = stage.results.get(Step(stage.had + 1))

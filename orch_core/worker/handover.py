@@ -177,27 +177,23 @@ class Handover:
             self._check()
             self._position = Position(applied=step, shard_state=shard_state)
             self._contributed = set()
-            told = self._told
-            self._told = replace(
-                told,
-                entered=None,
-                means=means,
-                first_step_at=told.first_step_at or time.time(),
-                applied_at=(*told.applied_at[-APPLIED_KEPT:], time.monotonic()),
-            )
+            self._tell_applied(means)
 
     def caught_up(self, means: Mapping[str, float]) -> None:
         """A step that was fed beside the view goes to the outer body. Its position has told of it already."""
         with self._changed:
             self._caught_up += 1
-            told = self._told
-            self._told = replace(
-                told,
-                entered=None,
-                means=means,
-                first_step_at=told.first_step_at or time.time(),
-                applied_at=(*told.applied_at[-APPLIED_KEPT:], time.monotonic()),
-            )
+            self._tell_applied(means)
+
+    def _tell_applied(self, means: Mapping[str, float]) -> None:
+        told = self._told
+        self._told = replace(
+            told,
+            entered=None,
+            means=means,
+            first_step_at=told.first_step_at or time.time(),
+            applied_at=(*told.applied_at[-APPLIED_KEPT:], time.monotonic()),
+        )
 
     def hold_state(self, step: Step, shard_state: tuple[Shard, ...]) -> None:
         """State(step) came from another member, or is the script's own State(0). Raises ViewBroken."""

@@ -383,12 +383,10 @@ class Keeper:
         told = self._handover.read()[1]
         if told.done is None:
             self._exit(EVICTED, "the job has ended without this worker")
-        if (
-            self._member.view is None
-        ):  # it has followed to the end: its state is wanted if all members die before theirs
+        if self._member.view is None:
             if document.ended:
                 self._exit(0, "the job has ended without this worker")
-            return
+            return  # it has followed to the end, and its state is wanted if all members die before theirs
         self._handle(Ended())
         self._handover.end()
 

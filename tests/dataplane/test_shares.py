@@ -70,13 +70,19 @@ def test_shares_of_different_blobs_do_not_mix():
         incoming.room(Share(1, 2), other.text)
 
 
-@pytest.mark.parametrize("share", [Share(0, 2), Share(2, 2), Share(1, 3)])
+@pytest.mark.parametrize("share", [Share(0, 2), Share(1, 3)])
 def test_a_share_that_is_here_or_of_another_cut_is_refused(share):
     packed = Packed.of(blob())
     incoming = Incoming(packed.text, 2, "a state")
     send(packed, incoming, Share(0, 2))
     with pytest.raises(MalformedMessage, match="is not one of"):
         incoming.room(share, packed.text)
+
+
+@pytest.mark.parametrize(("index", "of"), [(0, 0), (1, 1), (-1, 2), (0, -1)])
+def test_there_is_no_share_of_nothing(index, of):
+    with pytest.raises(MalformedMessage, match="there is no share"):
+        Share(index, of)
 
 
 def test_a_changed_byte_changes_the_checksum():
