@@ -4,17 +4,19 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from orch_core.contracts.address import is_loopback, split
+from orch_core.contracts.address import split
 from orch_core.contracts.errors import ConfigurationError
+from orch_core.rpc.network import check_heard
 
 TOKEN = "ORCH_TOKEN"
 
 
-def option(*names: str, **more: object) -> click.Option:
-    return click.Option(list(names), **more)  # type: ignore[arg-type]
+def option(*names: str, **more: Any) -> click.Option:
+    return click.Option(list(names), **more)
 
 
 def token_options() -> list[click.Parameter]:
@@ -54,12 +56,6 @@ def token(file: Path | None, *, make: bool) -> str:
 
 def check_addresses(addresses: Sequence[str], *, insecure: bool) -> None:
     """Raises ConfigurationError."""
-    for address in addresses:
-        host, _ = split(address)
-        if not insecure and not is_loopback(host):
-            raise ConfigurationError(
-                f"{address} is not on loopback, and there is no TLS yet: whoever is on that network can read the job's "
-                f"token and its weights; say --insecure if that is fine"
-            )
+    check_heard([split(address)[0] for address in addresses], insecure=insecure)
     if insecure:
         click.echo("orch: --insecure: token, gradients and weights travel unencrypted", err=True)

@@ -1,8 +1,5 @@
 """Addresses as people and job files write them: ``host:port``, IPv6 in brackets, names too."""
 
-import ipaddress
-import socket
-
 from orch_core.contracts.errors import ConfigurationError
 
 
@@ -20,21 +17,3 @@ def split(address: str) -> tuple[str, int]:
 
 def joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def family(host: str) -> socket.AddressFamily:
-    """What kind of socket reaches it. Raises ConfigurationError for a name that nobody knows."""
-    return _resolve(host)[0][0]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this host hears what is said there. Raises ConfigurationError for a name that nobody knows."""
-    return all(ipaddress.ip_address(found[1].partition("%")[0]).is_loopback for found in _resolve(host))
-
-
-def _resolve(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"the host {host!r} is not known here ({error}): give an address") from error
-    return [(family, str(address[0])) for family, _, _, _, address in found]

@@ -19,7 +19,7 @@ import grpc.aio
 
 from orch_core import failpoints, plugins
 from orch_core.contracts import codec
-from orch_core.contracts.address import family, is_loopback, split
+from orch_core.contracts.address import split
 from orch_core.contracts.consensus import Consensus, ReplicaSpec
 from orch_core.contracts.errors import ConfigurationError, OrchError
 from orch_core.contracts.ids import CoordinatorId
@@ -29,6 +29,7 @@ from orch_core.coordinator.lead import Leader
 from orch_core.coordinator.publish import Board
 from orch_core.coordinator.service import Service
 from orch_core.rpc import wire
+from orch_core.rpc.network import check_heard, family
 from orch_core.rpc.priority import raise_priority
 from orch_core.rpc.v1 import control_pb2_grpc
 
@@ -154,20 +155,10 @@ def _replica(job: JobFile, me: CoordinatorId, folder: Path, listener: socket.soc
 def _row(job: JobFile, me: CoordinatorId) -> CoordinatorAddress:
     for row in job.coordinators:
         if row.id == me:
-            for address in (row.address, row.peer_address):
-                check_heard(split(address)[0], insecure=job.insecure)
+            check_heard((split(a)[0] for a in (row.address, row.peer_address)), insecure=job.insecure)
             return row
     known = ", ".join(row.id for row in job.coordinators)
     raise ConfigurationError(f"job {job.job} has no coordinator {me!r}: it has {known}")
-
-
-def check_heard(host: str, *, insecure: bool) -> None:
-    """There is no TLS yet, so nothing listens where others can hear it unless the user says so. ConfigurationError."""
-    if not insecure and not is_loopback(host):
-        raise ConfigurationError(
-            f"{host} is not loopback, and there is no TLS yet: whoever is on that network can read the job's token and "
-            f"its weights; say --insecure if that is fine"
-        )
 
 
 def _bind(address: str) -> socket.socket:

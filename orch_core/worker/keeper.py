@@ -18,6 +18,7 @@ from typing import Any
 
 from orch_core import telemetry
 from orch_core.contracts import codec
+from orch_core.contracts.address import split
 from orch_core.contracts.document import HAS_LEFT, Cause, Document, Failure, LifeState, Recovery, View, ViewMember
 from orch_core.contracts.errors import MalformedMessage
 from orch_core.contracts.ids import Step, ViewNumber, WorkerId, place_and_life
@@ -170,7 +171,7 @@ class Keeper:
         peers = Peers(setting.host, setting.token, listener, self._handover.feeds)
         self._peers = peers
         peers.start()
-        forks.watch_ports(int(address.rpartition(":")[2]) for address in setting.coordinators)
+        forks.watch_ports(split(address)[1] for address in setting.coordinators)
         if self._signals is not None:
             loop.add_reader(self._signals.fileno(), self._signalled)
         self._started.set()

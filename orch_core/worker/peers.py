@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from orch_core import failpoints
 from orch_core.contracts import codec
-from orch_core.contracts.address import family, joined, split
-from orch_core.contracts.errors import MalformedMessage
+from orch_core.contracts.address import joined, split
+from orch_core.contracts.errors import ConfigurationError, MalformedMessage
 from orch_core.contracts.ids import ViewNumber, WorkerId
 from orch_core.dataplane.group import Link
 from orch_core.dataplane.tcp import configure
 from orch_core.protocol.member import Hello
+from orch_core.rpc.network import family, resolved
 from orch_core.worker import forks
 from orch_core.worker.feeds import Feeds, Wish
 
@@ -168,15 +169,20 @@ class Peers:
             self._feeds.drop(follower, sock)
 
     async def _dial(self, key: Key, address: str, frame: bytes) -> None:
-        host, port = split(address)
         loop = asyncio.get_running_loop()
         while True:
-            sock = socket.socket(family(host), socket.SOCK_STREAM)
+            try:
+                kind, where = await resolved(*split(address))
+            except (OSError, ConfigurationError) as error:
+                logger.info("event=address-unknown peer=%s address=%s cause=%r", key[1], address, str(error))
+                await asyncio.sleep(CONNECT_S)
+                continue
+            sock = socket.socket(kind, socket.SOCK_STREAM)
             try:
                 configure(sock)
                 forks.watch(sock)
                 async with asyncio.timeout(CONNECT_S):
-                    await loop.sock_connect(sock, (host, port))
+                    await loop.sock_connect(sock, where)
                 await loop.sock_sendall(sock, frame)
             except (OSError, TimeoutError):
                 sock.close()

@@ -1,8 +1,6 @@
-import socket
-
 import pytest
 
-from orch_core.contracts.address import family, is_loopback, joined, split
+from orch_core.contracts.address import joined, split
 from orch_core.contracts.errors import ConfigurationError
 
 
@@ -15,18 +13,3 @@ def test_an_address_that_is_split_is_joined_again(address):
 def test_what_is_no_address_is_refused_with_an_example(text):
     with pytest.raises(ConfigurationError, match="it should look like"):
         split(text)
-
-
-def test_families_and_loopback():
-    assert family("127.0.0.1") is socket.AF_INET
-    assert family("::1") is socket.AF_INET6
-    assert is_loopback("127.9.9.9")
-    assert is_loopback("::1")
-    assert is_loopback("localhost")
-    assert not is_loopback("10.0.0.5")
-    assert not is_loopback("0.0.0.0")
-
-
-def test_a_host_that_nobody_knows_is_named():
-    with pytest.raises(ConfigurationError, match=r"no-such-host\.invalid"):
-        family("no-such-host.invalid")

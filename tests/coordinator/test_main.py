@@ -281,7 +281,7 @@ def test_other_addresses_than_loopback_are_refused(job: Job, run: Callable[..., 
     rows = (replace(job.file.coordinators[0], address="0.0.0.0:0"), *job.file.coordinators[1:])
     job.write(replace(job.file, coordinators=rows))
     code, said = run()
-    assert (code, "is not loopback" in said) == (2, True)
+    assert (code, "is not on loopback" in said) == (2, True)
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(job: Job, run: Callable[..., tuple[int, str]]) -> None:

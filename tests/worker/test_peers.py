@@ -76,3 +76,25 @@ def test_an_error_of_our_own_behind_a_hello_is_told():
             await listener.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("nonsense", ["nowhere", "no-such-host.invalid:1"])
+def test_an_address_that_is_none_is_a_peer_that_does_not_answer(nonsense):
+    """What another worker says of itself must not end this one."""
+
+    async def scenario():
+        failed = asyncio.get_running_loop().create_future()
+        caller = Peers("127.0.0.1", "token", Listener(ignore, ignore, ignore, failed.set_result), Feeds())
+        members = (ViewMember(A, nonsense), ViewMember(B, caller.address))
+        caller.start()
+        try:
+            caller.greet(
+                Hello(View(ViewNumber(1), members, Cause.START, "a test's", Step(0), 0.0), B, Position()), (A,)
+            )
+            (dialling,) = caller._dialling
+            done, _ = await asyncio.wait([dialling, failed], timeout=0.5)
+            assert not done
+        finally:
+            await caller.close()
+
+    asyncio.run(scenario())

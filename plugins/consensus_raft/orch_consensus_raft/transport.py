@@ -20,6 +20,7 @@ import struct
 from collections.abc import Awaitable, Callable
 
 from orch_consensus_raft.messages import VERSION, Message, decode, encode
+from orch_core.contracts.address import split
 from orch_core.contracts.consensus import ReplicaSpec
 from orch_core.contracts.errors import ConfigurationError, MalformedMessage
 from orch_core.contracts.ids import CoordinatorId
@@ -117,7 +118,7 @@ class Transport:
             await asyncio.sleep(pause)
 
     async def _dial(self, peer: CoordinatorId) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        host, port = _split_address(self._peers[peer])
+        host, port = split(self._peers[peer])
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(host, port)
         try:
@@ -237,14 +238,9 @@ async def _read_frame(reader: asyncio.StreamReader, limit: int) -> bytes:
     return await reader.readexactly(length)
 
 
-def _split_address(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
 def _bind(address: str) -> socket.socket:
     """A socket that shares its port with whoever reserved it for this replica (SO_REUSEPORT)."""
-    host, port = _split_address(address)
+    host, port = split(address)
     family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
