@@ -88,12 +88,14 @@ def _run(
 ) -> int:
     from dataclasses import replace
 
+    from orch_core import failpoints
     from orch_core.agent import folder
     from orch_core.agent.host import Part
     from orch_core.cli.run import log_to, run_agent
     from orch_core.contracts.job import CoordinatorAddress, JobFile
 
     spec = document.job if script is None else replace(document.job, script=script, module=False)
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""), "agent")
     claimed = folder.claim(folder.home(), spec.name)
     try:
         rows = tuple(CoordinatorAddress(CoordinatorId(f"at {address}"), address) for address in addresses)

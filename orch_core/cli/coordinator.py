@@ -20,6 +20,7 @@ from orch_core.contracts.errors import ConfigurationError
 from orch_core.contracts.ids import CoordinatorId, JobName
 from orch_core.contracts.job import CoordinatorAddress, JobFile
 
+ELSEWHERE = ("coordinators", "summary")  # options of `orch run` that --replica and `orch agent` have
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -30,6 +31,7 @@ class CoordinatorCommand(RunCommand):
         super().__init__(lambda _: 0)
         self.name = "coordinator"
         self.help = "Run one coordinator of a job on several hosts. Workers are started there by `orch agent`."
+        self.params = [param for param in self.params if param.name not in ELSEWHERE]
         self.params += [
             option("--id", metavar="ID", help="Which of the replicas this one is."),
             option(
@@ -45,8 +47,14 @@ class CoordinatorCommand(RunCommand):
         given: dict[str, Any] = ctx.params
         options = self.checked(ctx)
         replicas = [_replica(text) for text in given["replica"]]
-        if not replicas or given["id"] not in [replica.id for replica in replicas]:
-            known = ", ".join(replica.id for replica in replicas) or "none"
+        ids = [replica.id for replica in replicas]
+        if len(set(ids)) < len(ids) or len(replicas) % 2 == 0 < len(replicas):
+            raise ConfigurationError(
+                f"the replicas are {', '.join(ids)}: give each once, and an odd number of them: an even one survives no "
+                f"more deaths than the odd one below it"
+            )
+        if given["id"] not in ids:
+            known = ", ".join(ids) or "none"
             raise ConfigurationError(
                 f"--id {given['id']} is not one of the replicas ({known}): give --replica ID=HOST:PORT,PORT for each, "
                 f"and --id of this one"
@@ -71,6 +79,7 @@ def _serve(
     options: RunOptions, me: CoordinatorId, replicas: tuple[CoordinatorAddress, ...], secret: str, *, insecure: bool
 ) -> int:
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    from orch_core import failpoints
     from orch_core.agent.folder import home, write_atomically
     from orch_core.contracts import codec
     from orch_core.coordinator.main import run_replica
@@ -86,6 +95,7 @@ def _serve(
         raise ConfigurationError(f"the folder {folder} cannot be used: {error.strerror or error}") from error
     logging.basicConfig(filename=folder / "coordinator.log", level=logging.INFO, format=LOG_FORMAT)
     click.echo(f"orch: coordinator {me} of job {options.job}, in {folder}", err=True)
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""), me)
     raise_priority(inherit=True)
     asyncio.run(run_replica(job, me, Path(folder) / "replica"))
     return 0

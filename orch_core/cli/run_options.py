@@ -240,13 +240,13 @@ def _checked(ctx: click.Context, split: Split) -> RunOptions:
         seed=checks.seed(_as_given(ctx, "seed"), given["seed"]),
         sync=given["sync"],
         sync_options=sync_options,
-        coordinators=checks.coordinators(given["coordinators"]),
+        coordinators=checks.coordinators(given.get("coordinators", DEFAULT_COORDINATORS)),
         consensus=given["consensus"],
         max_restarts=checks.at_least("--max-restarts", given["max_restarts"], 0),
         check_every=checks.at_least("--check-every", given["check_every"], 1),
         deal=given["deal"],
         job=checks.job_name(given["job"]),
-        summary=checks.summary_file(given["summary"], _as_given(ctx, "summary")),
+        summary=checks.summary_file(given.get("summary"), _as_given(ctx, "summary")),
     )
     installed = plugins.installed()
     installed.load("consensus", given["consensus"])

@@ -48,7 +48,7 @@ from orch_core.protocol.member import (
     ViewSeen,
 )
 from orch_core.protocol.member import Greeted as HelloDelivered
-from orch_core.rpc.priority import raise_priority, step_back
+from orch_core.rpc.priority import SteppedBack, raise_priority, step_back
 from orch_core.rpc.stream import LeaderStream
 from orch_core.worker import forks
 from orch_core.worker.following import Following
@@ -100,7 +100,7 @@ class Keeper:
         self._lost_at: float | None = None
         self._level = False
         self._script = 0  # its thread
-        self._nice: int | None = None  # of the script's thread before it stepped back for members
+        self._stepped_back: SteppedBack | None = None
         self._clock = RecoveryClock()
         self._recovery: Recovery | None = None
         handover.wake = self.wake
@@ -110,9 +110,9 @@ class Keeper:
     def start(self, signals: socket.socket | None = None) -> None:
         """`signals`: the reading end of what ``signal.set_wakeup_fd`` writes to."""
         self._signals = signals
-        if place_and_life(self._setting.worker)[1] > 1:  # others train already: it does not get in their way
-            self._script = threading.get_native_id()
-            self._nice = step_back(JOINERS_NICE)
+        self._script = threading.get_native_id()
+        if place_and_life(self._setting.worker)[1] > 1:
+            self._step_back()
         self._thread.start()
         self._started.wait()
 
@@ -254,6 +254,11 @@ class Keeper:
         goes_on = view is not None and view.number == self._formed and following.fed_by.isdisjoint(view.workers)
         return goes_on or time.monotonic() - lost_at > FORSAKEN_S
 
+    def _step_back(self) -> None:
+        """Others train already: the script does not get in their way until it is a member."""
+        if self._stepped_back is None:
+            self._stepped_back = step_back(JOINERS_NICE, self._script)
+
     def _members_to_follow(self) -> Sequence[ViewMember]:
         view = self._view
         return () if view is None else view.members
@@ -302,9 +307,9 @@ class Keeper:
             place = {worker: index for index, worker in enumerate(plan.view.workers)}
             group = Group(plan.index, {place[worker]: link for worker, link in zip(others, links, strict=True)})
         self._group = (plan, group)
-        if self._nice is not None:
-            os.setpriority(os.PRIO_PROCESS, self._script, self._nice)
-            self._nice = None
+        if self._stepped_back is not None:
+            self._stepped_back.undo()
+            self._stepped_back = None
         telemetry.VIEW_NUMBER.set(plan.view.number)
         telemetry.VIEW_MEMBERS.set(len(plan.view.members))
         logger.info("event=view-open view=%d step=%d members=%d", plan.view.number, plan.step, len(plan.view.members))
@@ -365,6 +370,8 @@ class Keeper:
         if told_to_leave and self._member.view is not None:
             self._leave()  # before a view without this worker, which is no eviction then
         if document.view is not None:
+            if self._view is None and me not in document.view.workers:
+                self._step_back()
             self._view = document.view
             if self._following is not None:
                 self._following.seen(document.view.workers)

@@ -54,7 +54,8 @@ class Pool:
 
     def expect(self, wanted: Sequence[Key], task_of: Callable[[Step, Shard], Task]) -> None:
         """Load these ahead, in this order, and nothing else."""
-        self._start()
+        if wanted:  # who carries no shards, a follower say, needs no processes
+            self._start()
         keys = set(wanted)
         self._ready = {key: data for key, data in self._ready.items() if key in keys}
         under_way = {child.key for child in self._children if child.key is not None}

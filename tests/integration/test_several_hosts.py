@@ -131,7 +131,9 @@ def test_a_job_of_three_coordinators_and_two_agents_survives_a_worker_and_an_age
     assert summary["lost_steps"] == 0
 
 
+TWO = ["coordinator", "--job", "x", "--id", "c0", "--replica", "c0=127.0.0.1:1,2", "--replica", "c1=127.0.0.1:3,4"]
 WRONG = {
+    "an option of another verb": ([*TWO, "--coordinators", "3", str(SMALL)], "No such option"),
     "no token": (["agent", "--join", "127.0.0.1:1", "--places", "w0"], "token is missing"),
     "no place": (["agent", "--join", "127.0.0.1:1", "--places", "0", "--token-file", "t"], "--places 0 is wrong"),
     "no address": (["agent", "--join", "here", "--places", "w0", "--token-file", "t"], "is no address"),
@@ -147,6 +149,10 @@ WRONG = {
     "another id": (
         ["coordinator", "--job", "x", "--id", "c9", "--replica", "c0=127.0.0.1:1,2", "--token-file", "t", str(SMALL)],
         "is not one of the replicas (c0)",
+    ),
+    "two replicas": (
+        [*TWO, "--token-file", "t", str(SMALL)],
+        "an odd number",
     ),
     "a replica off loopback": (
         ["coordinator", "--job", "x", "--id", "c0", "--replica", "c0=10.0.0.5:1,2", "--token-file", "t", str(SMALL)],
