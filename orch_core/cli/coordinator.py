@@ -50,8 +50,8 @@ class CoordinatorCommand(RunCommand):
         ids = [replica.id for replica in replicas]
         if len(set(ids)) < len(ids) or len(replicas) % 2 == 0 < len(replicas):
             raise ConfigurationError(
-                f"the replicas are {', '.join(ids)}: give each once, and an odd number of them: an even one survives no "
-                f"more deaths than the odd one below it"
+                f"the replicas are {', '.join(ids)}: give each once, and an odd number of them: an even one survives "
+                f"no more deaths than the odd one below it"
             )
         if given["id"] not in ids:
             known = ", ".join(ids) or "none"
