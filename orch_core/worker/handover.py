@@ -117,7 +117,7 @@ class Handover:
 
     # ---------------------------------------------------------------- the script's side
 
-    def next_offer(self, *, newer: bool = False, or_stop: bool = False) -> Offer | Followed | None:
+    def next_word(self, *, newer: bool = False, or_stop: bool = False) -> Offer | Followed | None:
         """A plan that the script has not taken yet; None if the one that it follows is still good.
 
         Waits while no group is open, or (`newer`) until there is another plan or (`or_stop`) members are to stop.

@@ -144,7 +144,7 @@ class Steps:
         """Wait to be taken into a job that runs; the step that is open there. Raises Ended."""
         while self.applied is None:
             try:
-                self._follow()
+                self._await_word()
             except ViewBroken as error:
                 self._lose(error)
         return self.next_step
@@ -154,7 +154,7 @@ class Steps:
         self._inner = False
         while not self.is_over():
             try:
-                self._follow()
+                self._await_word()
                 if self.is_over():  # a state that came in may be the last
                     break
                 plan, step = self._plan, self.next_step
@@ -215,7 +215,7 @@ class Steps:
         while True:
             try:
                 if self._fed is None:
-                    self._follow()
+                    self._await_word()
                 plan = self._plan
                 if self._fed is None and plan is not None and step < plan.step:
                     self._fed = self._receive_results(plan)
@@ -354,13 +354,13 @@ class Steps:
 
     # ---------------------------------------------------------------- views
 
-    def _follow(self) -> None:
+    def _await_word(self) -> None:
         """Return with the plan of an open group, after everything that it asks for first, or with what came beside it.
 
         Raises ViewBroken, Ended.
         """
         while self._fed is None:
-            match self._handover.next_offer():
+            match self._handover.next_word():
                 case None:
                     if not self._good:
                         raise ViewBroken("waits for the next view")
@@ -378,7 +378,7 @@ class Steps:
 
     def _wait(self, *, or_stop: bool = False) -> None:
         """For another view. Raises ViewBroken, Ended."""
-        match self._handover.next_offer(newer=True, or_stop=or_stop):
+        match self._handover.next_word(newer=True, or_stop=or_stop):
             case Offer() as offer:
                 self._adopt(offer)
             case Followed():

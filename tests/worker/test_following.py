@@ -135,7 +135,7 @@ def test_a_share_with_a_wrong_checksum_is_not_taken_and_its_sender_is_asked_agai
     assert first.wish() == Wish("state", 2, None, 0, 1)
     assert not following._handover.follows
     first.send_state(6, number=2)
-    assert following._handover.next_offer().step == 6
+    assert following._handover.next_word().step == 6
 
 
 def test_what_was_asked_for_in_another_cut_is_read_and_forgotten(members, follow):
@@ -144,4 +144,4 @@ def test_what_was_asked_for_in_another_cut_is_read_and_forgotten(members, follow
     first.wish()
     first.send_state(5, number=7)
     first.send_state(6, number=1)
-    assert following._handover.next_offer().step == 6
+    assert following._handover.next_word().step == 6

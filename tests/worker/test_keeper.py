@@ -45,7 +45,7 @@ class Member:
     def _run(self):
         with contextlib.suppress(Exception):
             while True:
-                offer = self.handover.next_offer(newer=True)
+                offer = self.handover.next_word(newer=True)
                 self.handover.hold_state(Step(offer.plan.step), ())
                 self.offers.append(offer)
                 self.handover.tell_now(holds=offer.plan.view.number)
